@@ -1,0 +1,47 @@
+//! Interrupt wires: a device drives an [`IrqLine`], an interrupt controller listens as an [`IrqTarget`].
+
+use std::sync::Arc;
+
+/// What a wire ends in: an interrupt controller, or several of them (the board's GSI fan-out).
+pub trait IrqTarget: Send + Sync {
+    /// The wire on input `pin` now has this level. Called on changes and may be called with the level it already has.
+    fn set_irq(&self, pin: u32, level: bool);
+}
+
+/// A device's end of an interrupt wire.
+#[derive(Clone)]
+pub struct IrqLine {
+    target: Option<Arc<dyn IrqTarget>>,
+    pin: u32,
+}
+
+impl IrqLine {
+    /// A wire to input `pin` of `target`.
+    pub fn new(target: Arc<dyn IrqTarget>, pin: u32) -> Self {
+        Self { target: Some(target), pin }
+    }
+
+    /// A wire that ends nowhere, for a device whose interrupt is not connected and for tests.
+    pub fn detached() -> Self {
+        Self { target: None, pin: 0 }
+    }
+
+    /// Drives the wire: high (asserted) or low.
+    pub fn set(&self, level: bool) {
+        if let Some(target) = &self.target {
+            target.set_irq(self.pin, level);
+        }
+    }
+
+    /// Drives the wire high and low again: one edge.
+    pub fn pulse(&self) {
+        self.set(true);
+        self.set(false);
+    }
+}
+
+impl std::fmt::Debug for IrqLine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("IrqLine").field("pin", &self.pin).field("attached", &self.target.is_some()).finish()
+    }
+}
