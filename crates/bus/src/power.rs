@@ -65,7 +65,9 @@ impl PowerControl {
         let slot = self.0.request.lock().unwrap_or_else(PoisonError::into_inner);
         match timeout {
             None => *self.0.changed.wait_while(slot, |r| r.is_none()).unwrap_or_else(PoisonError::into_inner),
-            Some(t) => *self.0.changed.wait_timeout_while(slot, t, |r| r.is_none()).unwrap_or_else(PoisonError::into_inner).0,
+            Some(t) => {
+                *self.0.changed.wait_timeout_while(slot, t, |r| r.is_none()).unwrap_or_else(PoisonError::into_inner).0
+            }
         }
     }
 

@@ -50,7 +50,8 @@ impl<D: ?Sized> Space<D> {
 
     fn insert(&mut self, start: u64, len: u64, device: Arc<Mutex<D>>, name: String) -> Result<(), OverlapError> {
         let end = start.saturating_add(len);
-        let fail = |other: &str| OverlapError { space: self.what, start, end, name: name.clone(), other: other.to_owned() };
+        let fail =
+            |other: &str| OverlapError { space: self.what, start, end, name: name.clone(), other: other.to_owned() };
         if len == 0 || end > self.end {
             return Err(fail("the end of the space"));
         }
