@@ -45,3 +45,40 @@ impl std::fmt::Debug for IrqLine {
         f.debug_struct("IrqLine").field("pin", &self.pin).field("attached", &self.target.is_some()).finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Recorder(Mutex<Vec<(u32, bool)>>);
+
+    impl IrqTarget for Recorder {
+        fn set_irq(&self, pin: u32, level: bool) {
+            self.0.lock().unwrap().push((pin, level));
+        }
+    }
+
+    #[test]
+    fn a_line_drives_its_own_pin() {
+        let recorder = Arc::new(Recorder::default());
+        let line = IrqLine::new(recorder.clone(), 4);
+        line.set(true);
+        line.set(false);
+        assert_eq!(*recorder.0.lock().unwrap(), [(4, true), (4, false)]);
+    }
+
+    #[test]
+    fn a_pulse_is_high_then_low() {
+        let recorder = Arc::new(Recorder::default());
+        IrqLine::new(recorder.clone(), 9).pulse();
+        assert_eq!(*recorder.0.lock().unwrap(), [(9, true), (9, false)]);
+    }
+
+    #[test]
+    fn a_detached_line_swallows_everything() {
+        IrqLine::detached().pulse();
+    }
+}

@@ -1,5 +1,5 @@
 //! The board's nervous system: port and MMIO address spaces, the traits a device implements, interrupt
-//! wires, the clock, and power requests.
+//! wires, the clock, timers, and power requests.
 //!
 //! A device sees none of the accelerator, an address, or an interrupt number: it has registers (offsets from its
 //! own base), a wire ([`IrqLine`]) and a clock ([`Clock`]). Only machine crates know where things are.
@@ -12,9 +12,11 @@ mod device;
 mod irq;
 mod power;
 mod space;
+mod timer;
 
 pub use clock::{Clock, ManualClock, MonotonicClock};
 pub use device::{IoError, MmioDevice, PortDevice};
 pub use irq::{IrqLine, IrqTarget};
 pub use power::{PowerControl, PowerRequest};
 pub use space::{AddressSpaces, AddressSpacesBuilder, OverlapError};
+pub use timer::{TimedDevice, Timer, TimerTarget};

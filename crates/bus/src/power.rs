@@ -12,6 +12,8 @@ pub enum PowerRequest {
     Reset(&'static str),
     /// The user asked the VMM to stop (Ctrl-A x, a signal).
     Quit,
+    /// A guest test program ended the run through the debug-exit port, with this process exit code.
+    Exit(u8),
     /// The VMM cannot go on; the reason has been recorded by whoever asked.
     Fatal,
 }

@@ -188,3 +188,160 @@ impl AddressSpaces {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes that remember how they were written; offset 0xf refuses.
+    struct Ram {
+        name: &'static str,
+        bytes: Vec<u8>,
+        widths: Vec<usize>,
+    }
+
+    impl Ram {
+        fn new(name: &'static str) -> Arc<Mutex<Self>> {
+            Arc::new(Mutex::new(Self { name, bytes: vec![0; 16], widths: Vec::new() }))
+        }
+
+        fn get(&mut self, offset: u64, data: &mut [u8]) -> Result<(), IoError> {
+            if offset == 0xf {
+                data.fill(0x77);
+                return Err(IoError::NoRegister { offset });
+            }
+            let at = offset as usize;
+            data.copy_from_slice(&self.bytes[at..at + data.len()]);
+            Ok(())
+        }
+
+        fn put(&mut self, offset: u64, data: &[u8]) -> Result<(), IoError> {
+            let at = offset as usize;
+            self.bytes[at..at + data.len()].copy_from_slice(data);
+            self.widths.push(data.len());
+            Ok(())
+        }
+    }
+
+    impl PortDevice for Ram {
+        fn name(&self) -> &str {
+            self.name
+        }
+        fn read(&mut self, offset: u16, data: &mut [u8]) -> Result<(), IoError> {
+            self.get(offset.into(), data)
+        }
+        fn write(&mut self, offset: u16, data: &[u8]) -> Result<(), IoError> {
+            self.put(offset.into(), data)
+        }
+    }
+
+    impl MmioDevice for Ram {
+        fn name(&self) -> &str {
+            self.name
+        }
+        fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<(), IoError> {
+            self.get(offset, data)
+        }
+        fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), IoError> {
+            self.put(offset, data)
+        }
+    }
+
+    #[test]
+    fn an_access_reaches_the_device_with_its_own_offset() {
+        let mut builder = AddressSpacesBuilder::new();
+        let (a, b) = (Ram::new("a"), Ram::new("b"));
+        builder.map_mmio(0x1000, 16, a.clone()).unwrap();
+        builder.map_mmio(0x1010, 16, b.clone()).unwrap();
+        let spaces = builder.build();
+        spaces.mmio_write(0x1014, &[1, 2, 3, 4]);
+        assert_eq!(b.lock().unwrap().bytes[4..8], [1, 2, 3, 4]);
+        assert_eq!(a.lock().unwrap().bytes, [0; 16]);
+        let mut data = [0; 2];
+        spaces.mmio_read(0x1015, &mut data);
+        assert_eq!(data, [2, 3]);
+    }
+
+    #[test]
+    fn unmapped_reads_are_ones_and_unmapped_writes_vanish() {
+        let spaces = AddressSpacesBuilder::new().build();
+        let (mut port, mut mmio) = ([0; 4], [0; 8]);
+        spaces.port_read(0x80, &mut port);
+        spaces.mmio_read(u64::MAX - 3, &mut mmio);
+        spaces.port_write(0x80, &[1]);
+        spaces.mmio_write(0, &[1; 8]);
+        assert_eq!((port, mmio), ([0xff; 4], [0xff; 8]));
+    }
+
+    #[test]
+    fn an_mmio_access_across_the_end_of_a_device_reaches_nobody() {
+        let mut builder = AddressSpacesBuilder::new();
+        let ram = Ram::new("ram");
+        builder.map_mmio(0x1000, 16, ram.clone()).unwrap();
+        let spaces = builder.build();
+        spaces.mmio_write(0x100e, &[1; 4]);
+        let mut data = [0; 4];
+        spaces.mmio_read(0x100e, &mut data);
+        assert_eq!(data, [0xff; 4]);
+        assert!(ram.lock().unwrap().widths.is_empty());
+    }
+
+    #[test]
+    fn a_wide_port_access_across_devices_goes_out_as_bytes() {
+        let mut builder = AddressSpacesBuilder::new();
+        let (a, b) = (Ram::new("a"), Ram::new("b"));
+        builder.map_port(0x20, 1, a.clone()).unwrap();
+        builder.map_port(0x21, 1, b.clone()).unwrap();
+        let spaces = builder.build();
+        spaces.port_write(0x20, &[0x11, 0x22]);
+        assert_eq!((a.lock().unwrap().bytes[0], b.lock().unwrap().bytes[0]), (0x11, 0x22));
+        let mut data = [0; 4];
+        spaces.port_read(0x20, &mut data);
+        assert_eq!(data, [0x11, 0x22, 0xff, 0xff]);
+    }
+
+    #[test]
+    fn a_wide_port_access_inside_a_device_stays_whole() {
+        let mut builder = AddressSpacesBuilder::new();
+        let ram = Ram::new("ram");
+        builder.map_port(0x510, 16, ram.clone()).unwrap();
+        builder.build().port_write(0x510, &[1, 2, 3, 4]);
+        assert_eq!(ram.lock().unwrap().widths, [4]);
+    }
+
+    #[test]
+    fn a_wide_port_access_at_the_top_wraps_without_panic() {
+        let mut data = [0; 4];
+        AddressSpacesBuilder::new().build().port_read(0xffff, &mut data);
+        assert_eq!(data, [0xff; 4]);
+    }
+
+    #[test]
+    fn a_refused_read_is_ones_whatever_the_device_left_behind() {
+        let mut builder = AddressSpacesBuilder::new();
+        builder.map_port(0, 16, Ram::new("ram")).unwrap();
+        let mut data = [0];
+        builder.build().port_read(0xf, &mut data);
+        assert_eq!(data, [0xff]);
+    }
+
+    #[test]
+    fn overlaps_are_refused_and_name_both() {
+        let mut builder = AddressSpacesBuilder::new();
+        builder.map_port(0x20, 4, Ram::new("first")).unwrap();
+        for (base, len) in [(0x1f, 2), (0x23, 1), (0x21, 1), (0x10, 0x100)] {
+            let error = builder.map_port(base, len, Ram::new("second")).unwrap_err();
+            assert_eq!((error.name.as_str(), error.other.as_str()), ("second", "first"), "{base:#x}");
+        }
+        builder.map_port(0x24, 1, Ram::new("after")).unwrap();
+        builder.map_port(0x1f, 1, Ram::new("before")).unwrap();
+    }
+
+    #[test]
+    fn empty_and_out_of_bounds_ranges_are_refused() {
+        let mut builder = AddressSpacesBuilder::new();
+        assert!(builder.map_port(0x20, 0, Ram::new("empty")).is_err());
+        assert!(builder.map_port(0xfff8, 9, Ram::new("long")).is_err());
+        assert!(builder.map_mmio(u64::MAX - 1, 16, Ram::new("wraps")).is_err());
+    }
+}
