@@ -60,7 +60,7 @@ pub trait Vm: Send + Sync {
 }
 
 /// What a running vCPU asks of the board.
-pub trait CpuIo: Sync {
+pub trait CpuIo: Send + Sync {
     /// IN: 1, 2 or 4 bytes from `port`.
     fn pio_read(&self, port: u16, data: &mut [u8]);
     /// OUT: 1, 2 or 4 bytes to `port`.
@@ -102,7 +102,7 @@ pub trait Vcpu: Send {
     ///
     /// # Errors
     /// [`AccelError`] when the backend cannot go on; the machine must stop.
-    fn run(&mut self, io: &dyn CpuIo) -> Result<VcpuExit, AccelError>;
+    fn run(&mut self, io: &Arc<dyn CpuIo>) -> Result<VcpuExit, AccelError>;
 
     /// A handle by which other threads make [`Vcpu::run`] return.
     fn kicker(&self) -> Arc<dyn Kicker>;
