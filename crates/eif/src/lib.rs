@@ -1,1 +1,42 @@
-//! Being written.
+//! The Enclave Image Format (EIF) of AWS Nitro Enclaves: read, check, measure, write.
+//!
+//! Modelled is version 4 of the format as the public specification and the `aws-nitro-enclaves-image-format` crate,
+//! 0.8, define it; versions 2 and 3 are described, but not booted. There are two ways to read an image:
+//!
+//! - [`BootImage::read`] is what the machine does: it refuses whatever breaks a rule and returns the parts to boot;
+//! - [`Description::read`] reads as much as can be read, keeps none of the large parts, and collects the reasons for
+//!   which the machine would refuse.
+//!
+//! Both go over the file once, from anything that is `Read + Seek`, and allocate nothing that the file's real size does
+//! not bear out. The checksum and the measurements are taken while the bytes pass by. [`Writer`] makes images.
+//!
+//! Deliberately missing: making and verifying signatures (the signature section is kept as bytes, and its certificate is
+//! measured), and commands with the surface of AWS's own tools.
+
+#![forbid(unsafe_code)]
+
+mod boot_image;
+mod description;
+mod error;
+mod header;
+mod layout;
+mod measure;
+mod metadata;
+mod signature;
+mod stream;
+mod warning;
+mod writer;
+
+pub use boot_image::BootImage;
+pub use description::Description;
+pub use error::Error;
+pub use header::{
+    CRC_OFFSET, CURRENT_VERSION, FLAG_AARCH64, HEADER_SIZE, Header, MAGIC, MAX_SECTIONS, SECTION_HEADER_SIZE,
+    SectionKind, is_eif,
+};
+pub use layout::Section;
+pub use measure::{Digest, Measurements, extend};
+pub use metadata::{BuildMetadata, Metadata};
+pub use signature::{MAX_SIGNATURE_SIZE, SignatureError, SigningEntry};
+pub use warning::Warning;
+pub use writer::{WriteError, Writer};

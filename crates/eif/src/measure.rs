@@ -1,0 +1,157 @@
+//! Measurements: what the hypervisor writes into the PCRs, computed while the sections pass by.
+
+use serde::{Serialize, Serializer};
+use sha2::{Digest as _, Sha384};
+
+/// A SHA-384 digest, the value of one PCR.
+pub type Digest = [u8; 48];
+
+/// The value of a PCR after `data` was extended into `old`: `SHA384(old || data)`.
+pub fn extend(old: &Digest, data: &[u8]) -> Digest {
+    Sha384::new().chain_update(old).chain_update(data).finalize().into()
+}
+
+/// The measurements of an image. Each is a digest extended once into 48 zero bytes.
+///
+/// Serialized, it is the object of upper-case names and lower-case hex that AWS's tools print.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub struct Measurements {
+    /// PCR0: kernel, command line and all ramdisks, without their section headers.
+    #[serde(serialize_with = "as_hex")]
+    pub pcr0: Digest,
+    /// PCR1: kernel, command line and the first ramdisk.
+    #[serde(serialize_with = "as_hex")]
+    pub pcr1: Digest,
+    /// PCR2: the ramdisks after the first; if there are none, the digest of nothing, which is not zero.
+    #[serde(serialize_with = "as_hex")]
+    pub pcr2: Digest,
+    /// PCR8: the signing certificate; `None` for an unsigned image, whose PCR8 reads zero.
+    #[serde(serialize_with = "as_hex_if_some", skip_serializing_if = "Option::is_none")]
+    pub pcr8: Option<Digest>,
+}
+
+fn hex(digest: &Digest) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn as_hex<S: Serializer>(digest: &Digest, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&hex(digest))
+}
+
+fn as_hex_if_some<S: Serializer>(digest: &Option<Digest>, serializer: S) -> Result<S::Ok, S::Error> {
+    match digest {
+        Some(digest) => serializer.serialize_str(&hex(digest)),
+        None => serializer.serialize_none(),
+    }
+}
+
+/// Takes the measurements in one go.
+///
+/// PCR0 and PCR1 are the same digest until the second ramdisk, so up to there it is computed once.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Measurer {
+    image: Sha384,
+    /// PCR1's own state, from the second ramdisk on.
+    bootstrap: Option<Sha384>,
+    application: Sha384,
+    ramdisks: usize,
+    certificate: Option<Digest>,
+}
+
+impl Measurer {
+    /// Takes the next bytes of a kernel or a command line.
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
+        self.image.update(bytes);
+        if let Some(bootstrap) = &mut self.bootstrap {
+            bootstrap.update(bytes);
+        }
+    }
+
+    /// Starts the next ramdisk.
+    pub(crate) fn begin_ramdisk(&mut self) {
+        self.ramdisks += 1;
+        if self.ramdisks == 2 {
+            self.bootstrap = Some(self.image.clone());
+        }
+    }
+
+    /// Takes the next bytes of the ramdisk that was begun last.
+    pub(crate) fn update_ramdisk(&mut self, bytes: &[u8]) {
+        self.image.update(bytes);
+        if self.ramdisks > 1 {
+            self.application.update(bytes);
+        }
+    }
+
+    /// Takes the signing certificate, DER.
+    pub(crate) fn set_certificate(&mut self, der: &[u8]) {
+        self.certificate = Some(Sha384::digest(der).into());
+    }
+
+    /// The measurements of everything so far.
+    pub(crate) fn measurements(&self) -> Measurements {
+        let pcr = |hasher: &Sha384| extend(&[0; 48], &hasher.clone().finalize());
+        Measurements {
+            pcr0: pcr(&self.image),
+            pcr1: pcr(self.bootstrap.as_ref().unwrap_or(&self.image)),
+            pcr2: pcr(&self.application),
+            pcr8: self.certificate.map(|digest| extend(&[0; 48], &digest)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pcr(parts: &[&[u8]]) -> Digest {
+        let digest: Digest = Sha384::digest(parts.concat()).into();
+        extend(&[0; 48], &digest)
+    }
+
+    #[test]
+    fn one_ramdisk_leaves_pcr2_the_digest_of_nothing() {
+        let mut measurer = Measurer::default();
+        measurer.update(b"kernel");
+        measurer.update(b"cmdline");
+        measurer.begin_ramdisk();
+        measurer.update_ramdisk(b"boot");
+        let measured = measurer.measurements();
+        assert_eq!(measured.pcr0, pcr(&[b"kernel", b"cmdline", b"boot"]));
+        assert_eq!(measured.pcr1, measured.pcr0);
+        assert_eq!(measured.pcr2, pcr(&[]));
+        assert_eq!(measured.pcr8, None);
+    }
+
+    #[test]
+    fn later_ramdisks_go_into_pcr0_and_pcr2_only() {
+        let mut measurer = Measurer::default();
+        measurer.update(b"kernel");
+        for ramdisk in [b"1", b"2", b"3"] {
+            measurer.begin_ramdisk();
+            measurer.update_ramdisk(ramdisk);
+        }
+        // A command line behind the ramdisks is measured where it stands.
+        measurer.update(b"cmdline");
+        let measured = measurer.measurements();
+        assert_eq!(measured.pcr0, pcr(&[b"kernel", b"123", b"cmdline"]));
+        assert_eq!(measured.pcr1, pcr(&[b"kernel", b"1", b"cmdline"]));
+        assert_eq!(measured.pcr2, pcr(&[b"23"]));
+    }
+
+    #[test]
+    fn certificate_is_hashed_then_extended() {
+        let mut measurer = Measurer::default();
+        measurer.set_certificate(b"der");
+        assert_eq!(measurer.measurements().pcr8, Some(pcr(&[b"der"])));
+    }
+
+    #[test]
+    fn measurements_serialize_as_aws_prints_them() {
+        let measured = Measurements { pcr0: [0xab; 48], pcr1: [0; 48], pcr2: [0; 48], pcr8: None };
+        let json = serde_json::to_value(measured).unwrap();
+        assert_eq!(json["PCR0"], "ab".repeat(48));
+        assert!(json.get("PCR8").is_none());
+    }
+}
