@@ -1,1 +1,8 @@
-//! Being written.
+//! The PC's chips. Each is a pure state machine: time is handed in, and what to do next is returned as data or driven on a wire. Thin glue connects
+//! it to the bus.
+//!
+//! Nothing here knows an address: a machine crate maps each device where its board has it.
+
+#![forbid(unsafe_code)]
+
+pub mod lapic;
