@@ -1,1 +1,28 @@
-//! Being written.
+//! The software x86-64 CPU.
+//!
+//! It knows no device and starts no thread: the world reaches it through [`platform::Platform`], its siblings through [`smp::CpuGroup`].
+//! See ARCHITECTURE.md for the layers: state ([`core`]), decoding ([`decode`], [`block`]), memory ([`mem`], [`mmu`], [`tlb`], [`ram`]), the instruction
+//! families ([`integer`], [`system`], [`simd`]), events ([`deliver`]) and the loop ([`run`]).
+
+pub mod block;
+pub mod core;
+pub mod decode;
+pub mod deliver;
+pub mod flags;
+pub mod fpu;
+mod integer;
+pub mod mem;
+pub mod mmu;
+pub mod msr;
+pub mod op;
+pub mod platform;
+pub mod ram;
+pub mod run;
+mod simd;
+pub mod smp;
+mod state;
+mod system;
+pub mod tlb;
+
+#[cfg(test)]
+mod testing;

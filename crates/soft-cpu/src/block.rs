@@ -1,0 +1,267 @@
+//! Decoded blocks: straight runs of instructions, kept under the guest-physical address, instruction pointer and mode they were decoded for.
+//!
+//! A block never crosses a 4 KiB page, except that a single instruction that does is a block of its own belonging to both pages. A block is trusted while the code
+//! generation of its page(s) stays the same; after a change it is compared with the bytes and, if they are the same, trusted again: the kernel patches its
+//! text thousands of times, and most blocks of a patched page survive.
+
+use guest_memory::CodePages;
+use x86::exception;
+
+use crate::core::{Core, DecodeMode, Outcome};
+use crate::decode;
+use crate::mmu::Access;
+use crate::op::Op;
+
+/// Most instructions in one block.
+pub const MAX_BLOCK_OPS: usize = 64;
+/// Longest instruction, in bytes (SDM vol. 2, 2.3.11).
+pub const MAX_INSTRUCTION_LEN: usize = 15;
+
+/// Slots of the look-up table; a block evicts what hashed to the same slot.
+const TABLE_SLOTS: usize = 1 << 15;
+/// Decoded instructions that are kept before everything is forgotten: about 30 MiB.
+const MAX_OPS: usize = 1 << 19;
+
+const FETCH_SLOTS: usize = 256;
+
+/// What a block was decoded for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Key {
+    physical: u64,
+    rip: u64,
+    mode: DecodeMode,
+}
+
+/// A page's share of a block: its bytes and the generation they were read at.
+struct Source {
+    code: CodePages,
+    page: usize,
+    generation: u32,
+    physical: u64,
+    bytes: Box<[u8]>,
+}
+
+/// A decoded run of instructions.
+pub struct Block {
+    key: Key,
+    /// The instructions.
+    pub ops: Box<[Op]>,
+    /// Instruction pointer of the first instruction.
+    pub rip: u64,
+    /// Instruction pointer after the last.
+    pub next_rip: u64,
+    sources: [Option<Source>; 2],
+}
+
+#[derive(Clone, Copy)]
+struct FetchEntry {
+    /// Linear page, with bit 0 set for user mode; all ones if empty.
+    tag: u64,
+    physical: u64,
+}
+
+/// One CPU's decoded blocks and its instruction TLB.
+pub struct BlockCache {
+    table: Vec<Option<Box<Block>>>,
+    ops: usize,
+    fetch: Box<[FetchEntry; FETCH_SLOTS]>,
+}
+
+impl Default for BlockCache {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+const NO_FETCH: FetchEntry = FetchEntry { tag: u64::MAX, physical: 0 };
+
+impl BlockCache {
+    /// An empty cache.
+    pub fn new() -> Self {
+        Self {
+            table: std::iter::repeat_with(|| None).take(TABLE_SLOTS).collect(),
+            ops: 0,
+            fetch: Box::new([NO_FETCH; FETCH_SLOTS]),
+        }
+    }
+
+    /// Forgets every block (they are still valid: this is for tests, and when the cache is full).
+    pub fn clear(&mut self) {
+        self.table.fill_with(|| None);
+        self.ops = 0;
+    }
+
+    #[inline(always)]
+    fn physical_rip(&mut self, core: &mut Core, linear: u64) -> Outcome<u64> {
+        if core.flush_fetch {
+            self.fetch.fill(NO_FETCH);
+            core.flush_fetch = false;
+        }
+        let tag = (linear & !0xfff) | u64::from(core.cpl == 3);
+        let slot = (linear >> 12) as usize & (FETCH_SLOTS - 1);
+        let entry = self.fetch[slot];
+        if entry.tag == tag {
+            return Ok(entry.physical | linear & 0xfff);
+        }
+        let physical = core.translate(linear, Access::Fetch, core.fetch_rights())?.physical;
+        self.fetch[slot] = FetchEntry { tag, physical: physical & !0xfff };
+        Ok(physical)
+    }
+
+    /// The block at the current instruction pointer, decoded if need be.
+    ///
+    /// # Errors
+    /// What the fetch raises: #PF, #GP for the code segment's limit.
+    #[inline(always)]
+    pub fn lookup(&mut self, core: &mut Core) -> Outcome<&Block> {
+        let linear = core.fetch_linear()?;
+        let physical = self.physical_rip(core, linear)?;
+        let key = Key { physical, rip: core.rip, mode: core.mode };
+        let slot = hash(&key);
+        // Looked up twice because the borrow of a hit would otherwise last through the miss path.
+        let hit = matches!(&self.table[slot], Some(block) if block.key == key && block.is_current());
+        if !hit {
+            self.fill(core, slot, key, linear)?;
+        }
+        match &self.table[slot] {
+            Some(block) => Ok(block),
+            None => core.raise(exception::UD),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn fill(&mut self, core: &mut Core, slot: usize, key: Key, linear: u64) -> Outcome {
+        if let Some(block) = &mut self.table[slot]
+            && block.key == key
+            && block.revalidate(core)
+        {
+            return Ok(());
+        }
+        if self.ops > MAX_OPS {
+            self.clear();
+        }
+        let block = Block::decode(core, key, linear)?;
+        self.ops += block.ops.len();
+        if let Some(old) = self.table[slot].replace(Box::new(block)) {
+            self.ops -= old.ops.len();
+        }
+        Ok(())
+    }
+}
+
+#[inline(always)]
+fn hash(key: &Key) -> usize {
+    let mixed = (key.physical ^ u64::from(key.mode.0) << 7).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed >> (64 - TABLE_SLOTS.trailing_zeros())) as usize
+}
+
+impl Source {
+    /// Starts to watch `len` bytes at `physical` (within one page) and reads them.
+    fn watch(core: &mut Core, physical: u64, len: usize) -> Option<Self> {
+        let (code, offset) = core.ram.code(physical)?;
+        let code = code.clone();
+        let page = offset >> 12;
+        let fresh = !code.has_code(page);
+        code.watch(offset, len);
+        if fresh && let Some(host) = core.ram.host(physical) {
+            core.tlb.flush_writes_to(host);
+            let link = core.link.clone();
+            let tlb = &mut core.tlb;
+            link.shoot_down_writes(host, || link.take_shootdowns(|page| tlb.flush_writes_to(page)));
+        }
+        let generation = code.generation(page);
+        let mut bytes = vec![0; len].into_boxed_slice();
+        core.ram.copy_code(physical, &mut bytes);
+        Some(Self { code, page, generation, physical, bytes })
+    }
+
+    #[inline(always)]
+    fn is_current(&self) -> bool {
+        self.code.generation(self.page) == self.generation
+    }
+
+    /// Whether the bytes are still the same although the page's generation has changed.
+    fn revalidate(&mut self, core: &Core) -> bool {
+        let generation = self.code.generation(self.page);
+        let mut now = [0; 4096];
+        let now = &mut now[..self.bytes.len()];
+        core.ram.copy_code(self.physical, now);
+        if *now != *self.bytes {
+            return false;
+        }
+        self.generation = generation;
+        true
+    }
+}
+
+impl Block {
+    /// The mode it was decoded for.
+    #[inline(always)]
+    pub fn mode(&self) -> DecodeMode {
+        self.key.mode
+    }
+
+    #[inline(always)]
+    fn is_current(&self) -> bool {
+        self.sources.iter().flatten().all(Source::is_current)
+    }
+
+    fn revalidate(&mut self, core: &Core) -> bool {
+        self.sources.iter_mut().flatten().all(|source| source.revalidate(core))
+    }
+
+    fn decode(core: &mut Core, key: Key, linear: u64) -> Outcome<Self> {
+        core.counters.decoded += 1;
+        let here = (4096 - (linear & 0xfff) as usize).min(MAX_BLOCK_OPS * MAX_INSTRUCTION_LEN);
+        let mut bytes = [0; MAX_BLOCK_OPS * MAX_INSTRUCTION_LEN];
+        // The first look is unwatched and finds how long the block is; under watch the bytes must then be the same.
+        loop {
+            let seen = core.ram.copy_code(key.physical, &mut bytes[..here]);
+            if seen == 0 {
+                return Self::outside_ram(core, key);
+            }
+            let (ops, used) = decode::decode_block(&bytes[..seen], key.rip, key.mode);
+            if ops.is_empty() {
+                return Self::decode_crossing(core, key, linear, seen);
+            }
+            let Some(source) = Source::watch(core, key.physical, used) else { return core.raise(exception::UD) };
+            if *source.bytes == bytes[..used] {
+                let next_rip = key.rip.wrapping_add(used as u64) & key.mode.ip_mask();
+                return Ok(Self { key, next_rip, rip: key.rip, ops, sources: [Some(source), None] });
+            }
+        }
+    }
+
+    /// One instruction that starts with the last `here` bytes of one page and goes on in the next.
+    fn decode_crossing(core: &mut Core, key: Key, linear: u64, here: usize) -> Outcome<Self> {
+        let next_linear = if core.is_long() {
+            linear.wrapping_add(here as u64)
+        } else {
+            linear.wrapping_add(here as u64) & 0xffff_ffff
+        };
+        let rights = core.fetch_rights();
+        // Fewer than 15 bytes fit; whether the rest is needed the decoder has found out already.
+        let next = core.translate(next_linear, Access::Fetch, rights)?.physical;
+        let wanted = MAX_INSTRUCTION_LEN.saturating_sub(here).max(1);
+        let (Some(first), Some(second)) = (Source::watch(core, key.physical, here), Source::watch(core, next, wanted))
+        else {
+            return core.raise(exception::UD);
+        };
+        let mut bytes = first.bytes.to_vec();
+        bytes.extend_from_slice(&second.bytes);
+        let (ops, used) = decode::decode_one(&bytes, key.rip, key.mode);
+        let next_rip = key.rip.wrapping_add(used as u64) & key.mode.ip_mask();
+        Ok(Self { key, next_rip, rip: key.rip, ops, sources: [Some(first), Some(second)] })
+    }
+
+    /// Code outside RAM (a jump into nothing): an MMIO fetch of ones, which decodes as an invalid instruction.
+    fn outside_ram(core: &mut Core, key: Key) -> Outcome<Self> {
+        tracing::debug!(
+            rip = format_args!("{:#x}", key.rip),
+            physical = format_args!("{:#x}", key.physical),
+            "fetch outside RAM"
+        );
+        core.raise(exception::UD)
+    }
+}

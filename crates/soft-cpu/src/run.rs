@@ -1,0 +1,165 @@
+//! The interpreter's loop: blocks in, events between them.
+
+use x86::{InterruptShadow, exception, rflags};
+
+use crate::block::BlockCache;
+use crate::core::{Core, Fault, Stop};
+use crate::smp::attention;
+
+/// Why [`Cpu::run`] returned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// Somebody set [`attention::KICK`].
+    Kicked,
+    /// HLT with nothing to deliver: sleep until there is, then run again.
+    Halted,
+    /// An INIT arrived ([`attention::INIT`] is cleared): the owner resets the CPU and waits for a start-up IPI.
+    Init,
+    /// A triple fault.
+    Shutdown,
+    /// The instruction budget is used up.
+    Budget,
+}
+
+/// A CPU: its state and its decoded code.
+pub struct Cpu {
+    /// The state.
+    pub core: Box<Core>,
+    /// The decoded code.
+    pub blocks: BlockCache,
+}
+
+impl Cpu {
+    /// A CPU with nothing decoded yet.
+    pub fn new(core: Box<Core>) -> Self {
+        Self { core, blocks: BlockCache::new() }
+    }
+
+    /// Runs until something needs the owner, or at least `budget` instructions have completed.
+    pub fn run(&mut self, budget: u64) -> Exit {
+        self.core.link.enter_guest();
+        let exit = self.run_blocks(budget);
+        self.core.link.leave_guest();
+        exit
+    }
+
+    fn run_blocks(&mut self, budget: u64) -> Exit {
+        let core = &mut *self.core;
+        let limit = core.counters.instructions.saturating_add(budget);
+        core.serve_shootdowns();
+        loop {
+            if core.has_attention() || core.halted {
+                if let Some(exit) = core.serve_attention() {
+                    return exit;
+                }
+            }
+            if core.counters.instructions >= limit {
+                return Exit::Budget;
+            }
+            let stop = match self.blocks.lookup(core) {
+                Err(stop) => stop,
+                Ok(block) => {
+                    core.shadow = InterruptShadow::None;
+                    let trap = core.system_flags & rflags::TF != 0;
+                    core.block_end = if trap { 1 } else { block.ops.len() };
+                    core.rip = block.next_rip;
+                    let mut at = 0;
+                    let result = loop {
+                        let Some(op) = block.ops.get(at) else { break Ok(()) };
+                        if let Err(stop) = (op.execute)(core, op) {
+                            break Err((stop, op));
+                        }
+                        at += 1;
+                        if at >= core.block_end {
+                            break Ok(());
+                        }
+                    };
+                    core.counters.blocks += 1;
+                    core.counters.instructions += at as u64;
+                    match result {
+                        Ok(()) => {
+                            if at < block.ops.len() {
+                                // Left early: the next instruction is the one after the last executed.
+                                let op = &block.ops[at - 1];
+                                core.rip = block.rip.wrapping_add(u64::from(op.offset) + u64::from(op.len))
+                                    & block.mode().ip_mask();
+                            }
+                            if trap {
+                                core.single_step_trap();
+                            }
+                            continue;
+                        }
+                        Err((stop, op)) => {
+                            core.rip = block.rip.wrapping_add(u64::from(op.offset)) & block.mode().ip_mask();
+                            stop
+                        }
+                    }
+                }
+            };
+            match stop {
+                Stop::Again => {}
+                Stop::Exception => {
+                    let fault = core.fault;
+                    if core.deliver_exception(fault).is_err() {
+                        return Exit::Shutdown;
+                    }
+                }
+                Stop::Shutdown => return Exit::Shutdown,
+            }
+        }
+    }
+}
+
+impl Core {
+    /// Drops the write translations that siblings want gone.
+    fn serve_shootdowns(&mut self) {
+        let tlb = &mut self.tlb;
+        self.link.take_shootdowns(|page| tlb.flush_writes_to(page));
+    }
+
+    /// Looks at everything that may wait for this CPU, in the order of SDM vol. 3, table 7-2.
+    #[cold]
+    #[inline(never)]
+    fn serve_attention(&mut self) -> Option<Exit> {
+        let waiting = self.link.attention();
+        if waiting & attention::SHOOTDOWN != 0 {
+            self.serve_shootdowns();
+        }
+        if waiting & attention::KICK != 0 {
+            self.link.clear(attention::KICK);
+            return Some(Exit::Kicked);
+        }
+        if waiting & attention::INIT != 0 {
+            self.link.clear(attention::INIT);
+            return Some(Exit::Init);
+        }
+        if waiting & attention::NMI != 0 && !self.nmi_blocked && self.shadow != InterruptShadow::MovSs {
+            self.link.clear(attention::NMI);
+            self.halted = false;
+            self.nmi_blocked = true;
+            self.counters.events += 1;
+            if self.deliver_exception(Fault { vector: exception::NMI, ..Fault::default() }).is_err() {
+                return Some(Exit::Shutdown);
+            }
+            return None;
+        }
+        if waiting & attention::INTERRUPT != 0
+            && self.system_flags & rflags::IF != 0
+            && self.shadow == InterruptShadow::None
+        {
+            // Cleared first: what arrives after the platform has been asked sets it again.
+            self.link.clear(attention::INTERRUPT);
+            if let Some(vector) = self.platform.acknowledge_interrupt() {
+                // There may be another behind it.
+                self.link.group().notify(self.link.index(), attention::INTERRUPT);
+                self.halted = false;
+                self.counters.events += 1;
+                if self.deliver_interrupt(vector).is_err() {
+                    return Some(Exit::Shutdown);
+                }
+                return None;
+            }
+        }
+        if self.halted { Some(Exit::Halted) } else { None }
+    }
+}

@@ -1,0 +1,208 @@
+//! The software TLB: recent translations from linear pages to host addresses, one table a kind of access.
+//!
+//! An entry is entered only where a plain load or store needs nothing else: no MMIO, no page whose dirty bit is still to be set and, for stores, no
+//! page that holds watched code. So a hit is always safe and everything interesting takes the slow path.
+
+use crate::ram::HostAddress;
+
+/// log2 of the entries in each table.
+const INDEX_BITS: u32 = 10;
+const ENTRIES: usize = 1 << INDEX_BITS;
+
+/// Non-global entries that are remembered one by one; past that, a flush looks at every slot.
+const JOURNAL: usize = 1024;
+
+/// What an empty slot holds: the tag of a page that belongs in another slot, so that no look-up that lands here can match it.
+const fn no_entry(slot: usize) -> Entry {
+    Entry { tag: (slot as u64 ^ 1) << 12, addend: 0 }
+}
+
+/// Whose rights an access is made with. Each has its own tables, so that a change of privilege flushes nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Rights {
+    /// CPL 0 to 2, user pages guarded by SMAP where that is on.
+    Supervisor = 0,
+    /// CPL 3.
+    User = 1,
+    /// CPL 0 to 2 with EFLAGS.AC overriding SMAP.
+    SupervisorAc = 2,
+}
+
+const RIGHTS: usize = 3;
+
+#[derive(Clone, Copy)]
+struct Entry {
+    /// Linear page address; the low 12 bits are zero in a valid entry.
+    tag: u64,
+    /// Host address minus linear address.
+    addend: usize,
+}
+
+type Table = [Entry; ENTRIES];
+
+fn empty_table() -> Table {
+    std::array::from_fn(no_entry)
+}
+
+/// One CPU's TLB for data.
+pub struct Tlb {
+    /// By [`Rights`], then read or write.
+    tables: Box<[[Table; 2]; RIGHTS]>,
+    /// Slots (table number, index) that hold non-global entries, until it overflows.
+    journal: Vec<(u8, u16)>,
+    journal_overflow: bool,
+    /// A slice of a large page was entered since the last whole flush.
+    large: bool,
+}
+
+impl Default for Tlb {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[inline(always)]
+fn index(linear: u64) -> usize {
+    (linear >> 12) as usize & (ENTRIES - 1)
+}
+
+impl Tlb {
+    /// An empty TLB.
+    pub fn new() -> Self {
+        let tables = vec![[empty_table(); 2]; RIGHTS].into_boxed_slice();
+        let tables = tables.try_into().unwrap_or_else(|_| unreachable!("the vector has RIGHTS elements"));
+        Self { tables, journal: Vec::with_capacity(JOURNAL), journal_overflow: false, large: false }
+    }
+
+    /// The host address for an access of `size` bytes at `linear` that lies within one page, if it is known.
+    #[inline(always)]
+    pub fn lookup(&self, rights: Rights, write: bool, linear: u64, size: usize) -> Option<HostAddress> {
+        let entry = &self.tables[rights as usize][usize::from(write)][index(linear)];
+        // One comparison catches a wrong page and an access that crosses into the next.
+        if (entry.tag ^ linear) <= 4096 - size as u64 {
+            Some(HostAddress::from_raw((linear as usize).wrapping_add(entry.addend)))
+        } else {
+            None
+        }
+    }
+
+    /// Enters the translation of `linear`'s page to the page of `host` (both with the same offset).
+    pub fn insert(&mut self, rights: Rights, write: bool, linear: u64, host: HostAddress, global: bool, large: bool) {
+        let slot = index(linear);
+        self.tables[rights as usize][usize::from(write)][slot] =
+            Entry { tag: linear & !0xfff, addend: host.raw().wrapping_sub(linear as usize) };
+        self.large |= large;
+        if !global && !self.journal_overflow {
+            if self.journal.len() == JOURNAL {
+                self.journal_overflow = true;
+                self.journal.clear();
+            } else {
+                self.journal.push((rights as u8 * 2 + u8::from(write), slot as u16));
+            }
+        }
+    }
+
+    /// Forgets everything.
+    pub fn flush_all(&mut self) {
+        for table in self.tables.iter_mut().flatten() {
+            for (slot, entry) in table.iter_mut().enumerate() {
+                *entry = no_entry(slot);
+            }
+        }
+        self.journal.clear();
+        self.journal_overflow = false;
+        self.large = false;
+    }
+
+    /// Forgets what was entered as non-global (a write to CR3). A global entry that took over a journalled slot goes too, which is allowed.
+    pub fn flush_non_global(&mut self) {
+        if self.journal_overflow {
+            return self.flush_all();
+        }
+        for (table, slot) in self.journal.drain(..) {
+            self.tables[usize::from(table / 2)][usize::from(table % 2)][usize::from(slot)] = no_entry(slot.into());
+        }
+    }
+
+    /// INVLPG: forgets the page of `linear`; a large page may stand in many slots, so it costs a whole flush.
+    pub fn flush_page(&mut self, linear: u64, page_is_large: bool) {
+        if self.large && page_is_large {
+            return self.flush_all();
+        }
+        let slot = index(linear);
+        for table in self.tables.iter_mut().flatten() {
+            if table[slot].tag == linear & !0xfff {
+                table[slot] = no_entry(slot);
+            }
+        }
+    }
+
+    /// Whether slices of large pages may be here.
+    pub fn has_large(&self) -> bool {
+        self.large
+    }
+
+    /// Forgets write entries that lead to the host page of `host`: code is being watched there now.
+    pub fn flush_writes_to(&mut self, host: HostAddress) {
+        let page = host.raw() & !0xfff;
+        for rights in self.tables.iter_mut() {
+            for (slot, entry) in rights[1].iter_mut().enumerate() {
+                if (entry.tag as usize).wrapping_add(entry.addend) == page {
+                    *entry = no_entry(slot);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: u64 = 0xffff_8000_1234_5000;
+
+    fn entered(global: bool) -> Tlb {
+        let mut tlb = Tlb::new();
+        tlb.insert(Rights::Supervisor, false, PAGE + 8, HostAddress::from_raw(0x7000_0008), global, false);
+        tlb
+    }
+
+    #[test]
+    fn a_hit_keeps_the_offset() {
+        let host = entered(false).lookup(Rights::Supervisor, false, PAGE + 0x123, 8);
+        assert_eq!(host.map(HostAddress::raw), Some(0x7000_0123));
+    }
+
+    #[test]
+    fn an_access_over_the_page_end_misses() {
+        let tlb = entered(false);
+        assert!(tlb.lookup(Rights::Supervisor, false, PAGE + 0xff8, 8).is_some());
+        assert!(tlb.lookup(Rights::Supervisor, false, PAGE + 0xff9, 8).is_none());
+    }
+
+    #[test]
+    fn reads_do_not_allow_writes_nor_other_rights() {
+        let tlb = entered(false);
+        assert!(tlb.lookup(Rights::Supervisor, true, PAGE, 1).is_none());
+        assert!(tlb.lookup(Rights::User, false, PAGE, 1).is_none());
+    }
+
+    #[test]
+    fn an_empty_slot_matches_no_address() {
+        let tlb = Tlb::new();
+        for linear in [0, 0xfff, 0x1000, u64::MAX] {
+            assert!(tlb.lookup(Rights::User, false, linear, 1).is_none(), "{linear:#x}");
+        }
+    }
+
+    #[test]
+    fn global_entries_survive_a_cr3_write() {
+        let mut local = entered(false);
+        local.flush_non_global();
+        assert!(local.lookup(Rights::Supervisor, false, PAGE, 1).is_none());
+        let mut global = entered(true);
+        global.flush_non_global();
+        assert!(global.lookup(Rights::Supervisor, false, PAGE, 1).is_some());
+    }
+}
