@@ -118,3 +118,6 @@ impl Nsm {
 fn host_entropy(bytes: &mut [u8]) -> io::Result<()> {
     getrandom::fill(bytes).map_err(io::Error::other)
 }
+
+#[cfg(test)]
+mod tests;

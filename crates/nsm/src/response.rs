@@ -69,7 +69,7 @@ impl Response {
     ///
     /// Linux's hwrng driver relies on that: it compares the start of a GetRandom answer byte for byte with
     /// `A1 69 "GetRandom" A1 66 "random"` and then expects a byte string of definite length
-    /// (drivers/misc/nsm.c, `parse_resp_raw`).
+    /// (drivers/misc/nsm.c, `parse_resp_get_random`).
     pub(crate) fn encode(self) -> Vec<u8> {
         let value = match self {
             Self::DescribeNsm { module_id, max_pcrs, locked_pcrs } => {
