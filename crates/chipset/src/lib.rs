@@ -5,4 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod ioapic;
+mod isa;
 pub mod lapic;
+pub mod pic;
