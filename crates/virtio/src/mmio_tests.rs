@@ -425,9 +425,9 @@ fn a_queue_that_cannot_be_is_refused_before_the_driver_is_ready() {
         (RAM, good.1, good.2, 8),
         (good.0, RAM - 2, good.2, 8),
         (good.0, good.1, RAM - 8, 8),
-        (u64::MAX & !15, good.1, good.2, 8),
-        (good.0, u64::MAX & !1, good.2, 8),
-        (good.0, good.1, u64::MAX & !3, 8),
+        (!15, good.1, good.2, 8),
+        (good.0, !1, good.2, 8),
+        (good.0, good.1, !3, 8),
         (good.0 + 8, good.1, good.2, 8),
         (good.0, good.1 + 1, good.2, 8),
         (good.0, good.1, good.2 + 2, 8),
@@ -457,7 +457,7 @@ fn registers_written_with_noise_never_panic() {
         seed ^= seed << 13;
         seed ^= seed >> 7;
         seed ^= seed << 17;
-        let offset = (seed >> 8) % MMIO_SIZE & !3;
+        let offset = ((seed >> 8) % MMIO_SIZE) & !3;
         let value = (seed >> 20) as u32;
         let value = match seed % 4 {
             0 => value & 0xff,
