@@ -83,7 +83,7 @@ fn application_archive() -> std::io::Result<Vec<u8>> {
 }
 
 /// Writes a file only if it changes, so that two tasks at once do not pull it from under one another.
-fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     if std::fs::read(path).is_ok_and(|old| old == bytes) {
         return Ok(());
     }

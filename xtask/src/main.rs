@@ -1,13 +1,21 @@
 //! The workspace's own commands, run as `cargo xtask COMMAND`.
 
+mod boot_test;
+mod checks;
 mod command;
 mod cpio;
+mod demo;
 mod error;
+mod exit_codes;
 mod guest;
 mod guest_target;
+mod image;
 mod initramfs;
+mod launch;
 mod paths;
 mod progress;
+mod report;
+mod supervise;
 
 use std::process::ExitCode;
 
@@ -28,6 +36,10 @@ struct CommandLine {
 enum Task {
     /// Get the guest kernels into the cache, and build the guest's ramdisks
     Guest(guest::Arguments),
+    /// Boot an enclave image that reads its own measurements, and check them
+    Demo(demo::Arguments),
+    /// Boot every kernel on every machine and check what the guests saw
+    BootTest(boot_test::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -44,5 +56,7 @@ fn run(task: &Task) -> Result<()> {
     let paths = Paths::find()?;
     match task {
         Task::Guest(arguments) => guest::run(arguments, &paths),
+        Task::Demo(arguments) => demo::run(arguments, &paths),
+        Task::BootTest(arguments) => boot_test::run(arguments, &paths),
     }
 }

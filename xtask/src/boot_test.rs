@@ -1,0 +1,295 @@
+//! The matrix of boots: kernels x machines x processors, each boot with an end of its own.
+//!
+//! Every boot must reach init, see its processors, memory and devices, keep time with the host, and end as it was
+//! asked. A boot that hangs is ended after its time; the output of a boot that failed is kept.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::checks;
+use crate::command::shown;
+use crate::error::{Error, Result};
+use crate::exit_codes;
+use crate::guest::{self, Small, Stock};
+use crate::image::{self, Image};
+use crate::launch::{self, Accel, End, Guest, Machine, Vmm};
+use crate::paths::{self, Paths};
+use crate::report::Report;
+use crate::supervise::{self, Outcome, Run};
+
+/// `cargo xtask boot-test`.
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct Arguments {
+    /// Only boots whose names contain this, for example `small/microvm` or `2cpu`
+    #[arg(long, value_name = "FILTER")]
+    only: Option<String>,
+    /// Every kernel and machine with every end, not one end each
+    #[arg(long)]
+    every_end: bool,
+    /// A kernel of your own in place of both: a bzImage with the drivers of configs/guest built in
+    #[arg(long, value_name = "PATH")]
+    kernel: Option<PathBuf>,
+    /// A launcher of your own instead of building one
+    #[arg(long, value_name = "PATH")]
+    vmm: Option<PathBuf>,
+    /// The processor backend; by default what the configurations say
+    #[arg(long)]
+    accel: Option<Accel>,
+    /// Seconds after which a boot is ended; by default 60 for the small kernel and 300 for the stock kernel
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
+    /// Boot on QEMU's microvm instead of ours, to test the test; enclaves are left out
+    #[arg(long, conflicts_with_all = ["vmm", "accel"])]
+    qemu: bool,
+    /// Show the guests' consoles while they run
+    #[arg(long)]
+    verbose: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kernel {
+    Stock,
+    Small,
+}
+
+impl Kernel {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Stock => "stock",
+            Self::Small => "small",
+        }
+    }
+
+    /// The stock kernel needs ACPI to find its devices; the small one has none.
+    fn acpi(self) -> bool {
+        self == Self::Stock
+    }
+
+    /// In MiB.
+    fn memory(self) -> u32 {
+        match self {
+            Self::Stock => 512,
+            Self::Small => 256,
+        }
+    }
+
+    fn limit(self) -> Duration {
+        match self {
+            Self::Stock => Duration::from_secs(300),
+            Self::Small => Duration::from_secs(60),
+        }
+    }
+}
+
+/// One boot of the matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Boot {
+    kernel: Kernel,
+    machine: Machine,
+    cpus: u32,
+    end: End,
+}
+
+impl Boot {
+    fn name(self) -> String {
+        format!("{}/{}/{}cpu/{}", self.kernel.name(), self.machine.name(), self.cpus, self.end.name())
+    }
+}
+
+/// The whole matrix. Only a kernel with ACPI can power off.
+fn matrix(every_end: bool) -> Vec<Boot> {
+    use End::{PowerOff, Reset, TripleFault};
+    use Kernel::{Small, Stock};
+    use Machine::{Microvm, NitroEnclave};
+    let one_each = [
+        (Small, Microvm, 1, Reset),
+        (Small, Microvm, 2, TripleFault),
+        (Small, NitroEnclave, 1, TripleFault),
+        (Small, NitroEnclave, 2, Reset),
+        (Stock, Microvm, 1, PowerOff),
+        (Stock, Microvm, 2, Reset),
+        (Stock, NitroEnclave, 1, TripleFault),
+        (Stock, NitroEnclave, 2, PowerOff),
+    ];
+    let boots = one_each.map(|(kernel, machine, cpus, end)| Boot { kernel, machine, cpus, end });
+    if !every_end {
+        return boots.to_vec();
+    }
+    let with_ends = |boot: &Boot| End::ALL.map(|end| Boot { end, ..*boot });
+    let possible = |boot: &Boot| boot.kernel.acpi() || boot.end != PowerOff;
+    boots.iter().flat_map(with_ends).filter(possible).collect()
+}
+
+/// What the boots are made of; a kernel that no boot wants is not fetched.
+struct Images {
+    stock: Option<(Image, usize)>,
+    small: Option<Image>,
+}
+
+impl Images {
+    fn get(paths: &Paths, boots: &[Boot], own: Option<&Path>) -> Result<Self> {
+        let wants = |kernel| boots.iter().any(|boot| boot.kernel == kernel);
+        let mut images = Self { stock: None, small: None };
+        if wants(Kernel::Small) {
+            let kernel = match own {
+                Some(path) => guest::own_kernel(path)?,
+                None => Small::get(paths, false)?.bzimage,
+            };
+            images.small = Some(Image::of_small(paths, &kernel)?);
+        }
+        if wants(Kernel::Stock) {
+            images.stock = Some(match own {
+                Some(path) => (Image::of_stock(paths, &guest::own_kernel(path)?, &[])?, 0),
+                None => {
+                    let stock = Stock::get(paths, false)?;
+                    (Image::of_stock(paths, &stock.vmlinuz, &stock.modules)?, stock.modules.len())
+                }
+            });
+        }
+        Ok(images)
+    }
+
+    /// The image of a kernel and the number of its modules.
+    fn of(&self, kernel: Kernel) -> Option<(&Image, usize)> {
+        match kernel {
+            Kernel::Small => self.small.as_ref().map(|image| (image, 0)),
+            Kernel::Stock => self.stock.as_ref().map(|(image, modules)| (image, *modules)),
+        }
+    }
+}
+
+/// One boot's outcome.
+struct Verdict {
+    name: String,
+    problems: Vec<String>,
+    run: Option<Run>,
+}
+
+/// Runs the matrix and prints a table; fails if any boot failed.
+pub(crate) fn run(arguments: &Arguments, paths: &Paths) -> Result<()> {
+    let mut boots = matrix(arguments.every_end);
+    if let Some(filter) = &arguments.only {
+        boots.retain(|boot| boot.name().contains(filter.as_str()));
+    }
+    if arguments.qemu {
+        boots.retain(|boot| boot.machine == Machine::Microvm);
+    }
+    if boots.is_empty() {
+        return Err(Error::Advice("no boot of the matrix has such a name".to_owned()));
+    }
+    let images = Images::get(paths, &boots, arguments.kernel.as_deref())?;
+    let vmm = if arguments.qemu { None } else { Some(Vmm::build(paths, arguments.vmm.as_deref(), arguments.accel)?) };
+    let mut verdicts = Vec::new();
+    for boot in boots {
+        let Some((image, modules)) = images.of(boot.kernel) else { continue };
+        let verdict = one(boot, image, modules, vmm.as_ref(), arguments, paths)?;
+        println!("{}", row(&verdict));
+        for problem in &verdict.problems {
+            println!("       {problem}");
+        }
+        verdicts.push(verdict);
+    }
+    let failed = verdicts.iter().filter(|verdict| !verdict.problems.is_empty()).count();
+    println!("\n{} passed, {failed} failed", verdicts.len() - failed);
+    if failed == 0 { Ok(()) } else { Err(Error::Failed(format!("{failed} boots failed"))) }
+}
+
+fn one(
+    boot: Boot,
+    image: &Image,
+    modules: usize,
+    vmm: Option<&Vmm>,
+    arguments: &Arguments,
+    paths: &Paths,
+) -> Result<Verdict> {
+    let guest = Guest {
+        machine: boot.machine,
+        image,
+        acpi: boot.kernel.acpi(),
+        cpus: boot.cpus,
+        memory: boot.kernel.memory(),
+        append: boot.end.argument().to_owned(),
+    };
+    let mut command = vmm.map_or_else(|| launch::qemu_command(&guest), |vmm| vmm.command(&guest));
+    let limit = arguments.timeout.map_or(boot.kernel.limit(), Duration::from_secs);
+    let run = supervise::run(&mut command, limit, |line| {
+        if arguments.verbose {
+            println!("{}", line.text);
+        }
+    })?;
+    let measured = match boot.machine {
+        Machine::NitroEnclave => Some(image::measure(&image.eif)?),
+        Machine::Microvm => None,
+    };
+    let mut problems = checks::all(&Report::of(&run), &guest, modules, measured.as_ref());
+    // QEMU's exit code is 0 for every end that the guest chose.
+    let code = vmm.map_or(0, |_| exit_codes::expected(boot.machine, boot.end));
+    let expected = Outcome::Exited(code);
+    if run.outcome != expected {
+        problems.push(format!("it ended with {}, expected {expected} for a {}", run.outcome, boot.end.name()));
+    }
+    if !problems.is_empty() {
+        let log = keep(paths, boot, &shown(&command), &run)?;
+        problems.push(format!("output kept in {}", log.display()));
+    }
+    Ok(Verdict { name: boot.name(), problems, run: Some(run) })
+}
+
+/// Writes the console and the launcher's own words to a file.
+fn keep(paths: &Paths, boot: Boot, command: &str, run: &Run) -> Result<PathBuf> {
+    let directory = paths.target.join("boot-test");
+    paths::create_directory(&directory)?;
+    let path = directory.join(format!("{}.log", boot.name().replace('/', "-")));
+    let mut text = format!("$ {command}\n");
+    for line in &run.console {
+        text.push_str(&format!("[{:8.3}] {}\n", line.at.as_secs_f64(), line.text));
+    }
+    text.push_str(&format!("-- stderr; ended with {} after {:.1} s\n", run.outcome, run.elapsed.as_secs_f64()));
+    for line in &run.errors {
+        text.push_str(&format!("[{:8.3}] {}\n", line.at.as_secs_f64(), line.text));
+    }
+    paths::write(&path, text.as_bytes())?;
+    Ok(path)
+}
+
+fn row(verdict: &Verdict) -> String {
+    let outcome = if verdict.problems.is_empty() { "ok    " } else { "FAILED" };
+    let times = verdict.run.as_ref().map(|run| {
+        let init =
+            Report::of(run).entry("init").map_or("    -".to_owned(), |entry| format!("{:5.1}", entry.at.as_secs_f64()));
+        format!("init {init} s  end {:5.1} s  {:4} MiB", run.elapsed.as_secs_f64(), run.peak_kib / 1024)
+    });
+    format!("{outcome} {:<40} {}", verdict.name, times.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_matrix_has_every_kernel_machine_and_number_of_processors_once() {
+        let boots = matrix(false);
+        assert_eq!(boots.len(), 8);
+        for kernel in [Kernel::Small, Kernel::Stock] {
+            for machine in [Machine::Microvm, Machine::NitroEnclave] {
+                for cpus in [1, 2] {
+                    let same = |boot: &&Boot| (boot.kernel, boot.machine, boot.cpus) == (kernel, machine, cpus);
+                    assert_eq!(boots.iter().filter(same).count(), 1);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_end_is_somewhere_in_the_matrix() {
+        for end in End::ALL {
+            assert!(matrix(false).iter().any(|boot| boot.end == end));
+        }
+    }
+
+    #[test]
+    fn a_kernel_without_acpi_is_never_asked_to_power_off() {
+        assert!(matrix(true).iter().all(|boot| boot.kernel.acpi() || boot.end != End::PowerOff));
+        assert_eq!(matrix(true).len(), 20);
+    }
+}

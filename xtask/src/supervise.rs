@@ -1,0 +1,206 @@
+//! A guest's run under supervision: every line with its time, a limit to its life, and the memory it took.
+
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::command::start_error;
+use crate::error::Result;
+
+/// How often it is looked whether the program has ended.
+const POLL: Duration = Duration::from_millis(5);
+
+/// A line is taken as it is after this many bytes without a line break.
+const LONGEST_LINE: u64 = 1 << 16;
+
+/// One line that the program wrote.
+#[derive(Debug, Clone)]
+pub(crate) struct Line {
+    /// Since the program was started.
+    pub(crate) at: Duration,
+    /// The time of day.
+    pub(crate) time: SystemTime,
+    /// The line without its end.
+    pub(crate) text: String,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// With an exit code.
+    Exited(i32),
+    /// By a signal.
+    Killed(i32),
+    /// It was ended by us, at the limit.
+    TimedOut,
+}
+
+/// A whole run.
+#[derive(Debug, Clone)]
+pub(crate) struct Run {
+    /// What it wrote to its standard output: the guest's console.
+    pub(crate) console: Vec<Line>,
+    /// What it wrote to its standard error: the launcher's own words.
+    pub(crate) errors: Vec<Line>,
+    /// How it ended.
+    pub(crate) outcome: Outcome,
+    /// How long it ran.
+    pub(crate) elapsed: Duration,
+    /// The largest resident set, in KiB.
+    pub(crate) peak_kib: u64,
+}
+
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Exited(code) => write!(formatter, "exit code {code}"),
+            Self::Killed(signal) => write!(formatter, "signal {signal}"),
+            Self::TimedOut => formatter.write_str("no end in time"),
+        }
+    }
+}
+
+/// Runs a program to its end or to the limit. Each line of its output is handed to `show` as it comes.
+pub(crate) fn run(command: &mut Command, limit: Duration, mut show: impl FnMut(&Line)) -> Result<Run> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let start = Instant::now();
+    let mut child = command.spawn().map_err(|source| start_error(command, source))?;
+    let (sender, lines) = channel();
+    let readers = [
+        child.stdout.take().map(|stdout| read_lines(stdout, start, Stream::Console, sender.clone())),
+        child.stderr.take().map(|stderr| read_lines(stderr, start, Stream::Errors, sender)),
+    ];
+    let mut run = Run {
+        console: Vec::new(),
+        errors: Vec::new(),
+        outcome: Outcome::TimedOut,
+        elapsed: Duration::ZERO,
+        peak_kib: 0,
+    };
+    let mut timed_out = false;
+    let (status, peak_kib) = loop {
+        receive(&lines, &mut run, &mut show);
+        if let Some(end) = poll(&child).map_err(|source| start_error(command, source))? {
+            break end;
+        }
+        if !timed_out && start.elapsed() > limit {
+            timed_out = true;
+            // If it has just ended by itself, the next look finds that.
+            let _ = child.kill();
+        }
+    };
+    run.elapsed = start.elapsed();
+    run.peak_kib = peak_kib;
+    run.outcome = match (timed_out, status.code(), status.signal()) {
+        (true, ..) => Outcome::TimedOut,
+        (false, Some(code), _) => Outcome::Exited(code),
+        (false, None, signal) => Outcome::Killed(signal.unwrap_or(0)),
+    };
+    for reader in readers.into_iter().flatten() {
+        // A reader only ends by the end of its stream.
+        let _ = reader.join();
+    }
+    receive(&lines, &mut run, &mut show);
+    Ok(run)
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Stream {
+    Console,
+    Errors,
+}
+
+fn read_lines(
+    stream: impl Read + Send + 'static,
+    start: Instant,
+    kind: Stream,
+    sender: Sender<(Stream, Line)>,
+) -> std::thread::JoinHandle<()> {
+    std::thread::spawn(move || {
+        let mut reader = BufReader::new(stream);
+        loop {
+            let mut bytes = Vec::new();
+            match reader.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut bytes) {
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
+            }
+            let (at, time) = (start.elapsed(), SystemTime::now());
+            let text = String::from_utf8_lossy(&bytes).trim_end_matches(['\n', '\r']).to_owned();
+            if sender.send((kind, Line { at, time, text })).is_err() {
+                return;
+            }
+        }
+    })
+}
+
+/// Takes the lines that are there; waits a moment if there is none.
+fn receive(lines: &Receiver<(Stream, Line)>, run: &mut Run, show: &mut impl FnMut(&Line)) {
+    let mut next = match lines.recv_timeout(POLL) {
+        Ok(line) => Some(line),
+        Err(std::sync::mpsc::RecvTimeoutError::Timeout) => None,
+        Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => {
+            std::thread::sleep(POLL);
+            None
+        }
+    };
+    while let Some((stream, line)) = next {
+        show(&line);
+        match stream {
+            Stream::Console => run.console.push(line),
+            Stream::Errors => run.errors.push(line),
+        }
+        next = lines.try_recv().ok();
+    }
+}
+
+/// The exit status and the peak of the resident set in KiB, if the program has ended.
+#[expect(unsafe_code, reason = "the standard library waits for a child, but does not say how much memory it took")]
+fn poll(child: &Child) -> io::Result<Option<(ExitStatus, u64)>> {
+    let pid = libc::pid_t::try_from(child.id()).map_err(io::Error::other)?;
+    let mut status = 0;
+    // SAFETY: rusage is plain data, for which all zeros is a valid value.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: both pointers are to live variables of the right types, and nobody else waits for this child.
+    let ended = unsafe { libc::wait4(pid, &raw mut status, libc::WNOHANG, &raw mut usage) };
+    match ended {
+        0 => Ok(None),
+        -1 => {
+            let error = io::Error::last_os_error();
+            if error.kind() == io::ErrorKind::Interrupted { Ok(None) } else { Err(error) }
+        }
+        _ => Ok(Some((ExitStatus::from_raw(status), u64::try_from(usage.ru_maxrss).unwrap_or(0)))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str, limit: Duration) -> Run {
+        run(Command::new("sh").args(["-c", script]), limit, |_| {}).expect("a shell")
+    }
+
+    #[test]
+    fn both_streams_and_the_exit_code_are_kept() {
+        let run = shell("echo out; echo err >&2; exit 3", Duration::from_secs(10));
+        assert_eq!(run.outcome, Outcome::Exited(3));
+        assert_eq!(run.console[0].text, "out");
+        assert_eq!(run.errors[0].text, "err");
+        assert!(run.peak_kib > 0);
+    }
+
+    #[test]
+    fn a_program_that_hangs_is_ended_at_the_limit() {
+        let run = shell("echo first; exec sleep 60", Duration::from_millis(200));
+        assert_eq!(run.outcome, Outcome::TimedOut);
+        assert_eq!(run.console[0].text, "first");
+        assert!(run.elapsed < Duration::from_secs(30));
+    }
+
+    #[test]
+    fn a_line_without_an_end_is_kept() {
+        assert_eq!(shell("printf 'no end'", Duration::from_secs(10)).console[0].text, "no end");
+    }
+}
