@@ -9,3 +9,4 @@ pub mod ioapic;
 mod isa;
 pub mod lapic;
 pub mod pic;
+pub mod uart;
