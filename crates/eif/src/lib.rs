@@ -13,6 +13,20 @@
 //! Deliberately missing: making and verifying signatures (the signature section is kept as bytes, and its certificate is
 //! measured), and commands with the surface of AWS's own tools.
 
+//!
+//! ```
+//! let image = eif::Writer::new(b"a bzImage".to_vec(), "console=ttyS0")
+//!     .metadata(eif::Metadata::new("demo", "1.0").to_json())
+//!     .ramdisk(b"a cpio archive".to_vec())
+//!     .to_vec()?;
+//! assert!(eif::is_eif(&image));
+//!
+//! let booted = eif::BootImage::read(std::io::Cursor::new(&image))?;
+//! assert_eq!(booted.cmdline, "console=ttyS0");
+//! assert_eq!(booted.measurements().pcr8, None);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
 #![forbid(unsafe_code)]
 
 mod boot_image;

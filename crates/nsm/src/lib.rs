@@ -11,6 +11,18 @@
 //!
 //! There are no threads, no clock and no devices here. The only outside influence is the source of random bytes, which
 //! can be replaced ([`Nsm::with_entropy`]).
+//!
+//! ```
+//! use nsm::{BootMeasurements, ModuleId, Nsm, PcrBank, RESPONSE_BUFFER_SIZE};
+//!
+//! let measured = BootMeasurements::new([1; 48], [2; 48], [3; 48]).with_instance_id("i-1234567890abcdef0");
+//! let module_id = ModuleId::new("i-1234567890abcdef0", 0x1234)?;
+//! let mut nsm = Nsm::new(module_id, PcrBank::boot(&measured));
+//!
+//! let answer = nsm.handle(b"\x69GetRandom", RESPONSE_BUFFER_SIZE);
+//! assert!(answer.starts_with(b"\xa1\x69GetRandom\xa1\x66random"));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 #![forbid(unsafe_code)]
 

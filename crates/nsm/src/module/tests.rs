@@ -431,3 +431,9 @@ fn mutated_requests_never_panic_and_always_have_an_answer() {
     }
     assert!(answered > 1000, "only {answered} mutated requests were carried out");
 }
+
+#[test]
+fn module_can_be_moved_to_the_thread_of_its_device() {
+    fn assert_send<T: Send>(_: &T) {}
+    assert_send(&nsm());
+}
