@@ -13,8 +13,8 @@ pub enum Exit {
     Kicked,
     /// HLT with nothing to deliver: sleep until there is, then run again.
     Halted,
-    /// An INIT arrived ([`attention::INIT`] is cleared): the owner resets the CPU and waits for a start-up IPI.
-    Init,
+    /// [`attention::EVENT`] was set (and is cleared): the owner asks the local APIC what it is.
+    Event,
     /// A triple fault.
     Shutdown,
     /// The instruction budget is used up.
@@ -129,9 +129,9 @@ impl Core {
             self.link.clear(attention::KICK);
             return Some(Exit::Kicked);
         }
-        if waiting & attention::INIT != 0 {
-            self.link.clear(attention::INIT);
-            return Some(Exit::Init);
+        if waiting & attention::EVENT != 0 {
+            self.link.clear(attention::EVENT);
+            return Some(Exit::Event);
         }
         if waiting & attention::NMI != 0 && !self.nmi_blocked && self.shadow != InterruptShadow::MovSs {
             self.link.clear(attention::NMI);
@@ -150,8 +150,6 @@ impl Core {
             // Cleared first: what arrives after the platform has been asked sets it again.
             self.link.clear(attention::INTERRUPT);
             if let Some(vector) = self.platform.acknowledge_interrupt() {
-                // There may be another behind it.
-                self.link.group().notify(self.link.index(), attention::INTERRUPT);
                 self.halted = false;
                 self.counters.events += 1;
                 if self.deliver_interrupt(vector).is_err() {

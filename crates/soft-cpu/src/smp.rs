@@ -21,8 +21,8 @@ pub mod attention {
     pub const SHOOTDOWN: u32 = 1 << 2;
     /// A non-maskable interrupt waits.
     pub const NMI: u32 = 1 << 3;
-    /// An INIT waits.
-    pub const INIT: u32 = 1 << 4;
+    /// The local APIC has an event that the CPU's owner must take: INIT, start-up, NMI, SMI.
+    pub const EVENT: u32 = 1 << 4;
 }
 
 #[derive(Debug, Default)]
