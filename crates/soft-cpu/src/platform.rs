@@ -39,7 +39,8 @@ pub trait Platform: Send {
     fn set_tsc(&mut self, value: u64);
     /// CPUID, but for the bits that mirror the CPU's own state (OSXSAVE, XSAVE sizes), which the core fills in.
     fn cpuid(&mut self, leaf: u32, subleaf: u32) -> CpuidResult;
-    /// The vector of the interrupt to deliver now, acknowledged; `None` if none is ready.
+    /// The vector of the interrupt to deliver now, acknowledged; `None` if none is ready. If another one is ready behind it, the platform sets
+    /// [`crate::smp::attention::INTERRUPT`] again, and so it does whenever one becomes ready.
     fn acknowledge_interrupt(&mut self) -> Option<u8>;
     /// PAUSE was executed: a good moment to let other threads run.
     fn pause(&mut self);

@@ -61,6 +61,13 @@ impl CpuGroup {
             mailbox.attention.fetch_or(bits, Ordering::SeqCst);
         }
     }
+
+    /// Clears what waits for CPU `index`, for a reset of the machine; requests of siblings stay, for they must be answered.
+    pub fn clear_all(&self, index: usize) {
+        if let Some(mailbox) = self.0.get(index) {
+            mailbox.attention.fetch_and(attention::SHOOTDOWN, Ordering::SeqCst);
+        }
+    }
 }
 
 /// One CPU's view of its group.
