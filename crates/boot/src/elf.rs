@@ -1,0 +1,169 @@
+//! ELF64 executables (System V ABI, chapters 4 and 5), loaded in one forward pass so that a decompressor can be the source.
+
+use std::io::Read;
+use std::ops::Range;
+
+use crate::BootError;
+use crate::ram::Ram;
+
+pub(crate) const MAGIC: &[u8] = b"\x7fELF";
+
+const HEADER_SIZE: usize = 64;
+const PROGRAM_HEADER_SIZE: usize = 56;
+/// Most program headers that are read; a kernel has five or so.
+const MAX_PROGRAM_HEADERS: u64 = 64;
+const PT_LOAD: u32 = 1;
+
+pub(crate) struct LoadedElf {
+    pub entry: u64,
+    pub memory: Range<u64>,
+}
+
+struct Segment {
+    index: usize,
+    offset: u64,
+    address: u64,
+    file_size: u64,
+    memory_size: u64,
+}
+
+/// A source that is only read forwards.
+struct Stream<'a, R> {
+    name: &'a str,
+    reader: R,
+    at: u64,
+}
+
+impl<R: Read> Stream<'_, R> {
+    fn read_error(&self, source: std::io::Error) -> BootError {
+        BootError::Read { name: self.name.to_owned(), source }
+    }
+
+    fn read<const N: usize>(&mut self) -> Result<[u8; N], BootError> {
+        let mut bytes = [0; N];
+        self.reader.read_exact(&mut bytes).map_err(|e| self.read_error(e))?;
+        self.at += N as u64;
+        Ok(bytes)
+    }
+
+    fn skip_to(&mut self, offset: u64) -> Result<(), BootError> {
+        let distance = offset.saturating_sub(self.at);
+        let skipped = std::io::copy(&mut self.reader.by_ref().take(distance), &mut std::io::sink());
+        let skipped = skipped.map_err(|e| self.read_error(e))?;
+        self.at += skipped;
+        if skipped < distance {
+            return Err(self.read_error(std::io::ErrorKind::UnexpectedEof.into()));
+        }
+        Ok(())
+    }
+}
+
+fn le<const N: usize>(bytes: &[u8], offset: usize) -> u64 {
+    bytes[offset..offset + N].iter().rev().fold(0, |value, b| value << 8 | u64::from(*b))
+}
+
+/// Copies the file's segments to their physical addresses and zeroes the rest of them. `limit` bounds the file's size.
+pub(crate) fn load(ram: &Ram<'_>, name: &str, reader: impl Read, limit: u64) -> Result<LoadedElf, BootError> {
+    let mut stream = Stream { name, reader, at: 0 };
+    let header: [u8; HEADER_SIZE] = stream.read()?;
+    check_header(name, &header)?;
+    let (entry, table, count) = (le::<8>(&header, 24), le::<8>(&header, 32), le::<2>(&header, 56));
+    stream.skip_to(table)?;
+    let mut segments = Vec::new();
+    for index in 0..count as usize {
+        let raw: [u8; PROGRAM_HEADER_SIZE] = stream.read()?;
+        let segment = Segment {
+            index,
+            offset: le::<8>(&raw, 8),
+            address: le::<8>(&raw, 24),
+            file_size: le::<8>(&raw, 32),
+            memory_size: le::<8>(&raw, 40),
+        };
+        if le::<4>(&raw, 0) as u32 == PT_LOAD && segment.memory_size > 0 {
+            segments.push(segment);
+        }
+    }
+    check_segments(ram, name, &mut segments, stream.at, limit)?;
+    for segment in &segments {
+        if segment.file_size > 0 {
+            stream.skip_to(segment.offset)?;
+            ram.copy(name, &mut stream.reader, segment.address, segment.file_size)?;
+            stream.at += segment.file_size;
+        }
+        ram.zero(segment.address + segment.file_size, segment.memory_size - segment.file_size)?;
+    }
+    let holds = |s: &Segment| (s.address..s.address + s.memory_size).contains(&entry);
+    if !segments.iter().any(holds) {
+        return Err(BootError::ElfEntry { name: name.to_owned(), entry });
+    }
+    let start = segments.iter().map(|s| s.address).min().unwrap_or(entry);
+    let end = segments.iter().map(|s| s.address + s.memory_size).max().unwrap_or(entry);
+    Ok(LoadedElf { entry, memory: start..end })
+}
+
+/// Checks that the header is that of a little-endian x86-64 executable.
+fn check_header(name: &str, header: &[u8; HEADER_SIZE]) -> Result<(), BootError> {
+    const ELFCLASS64: u64 = 2;
+    const ELFDATA2LSB: u64 = 1;
+    const ET_EXEC: u64 = 2;
+    const EM_X86_64: u64 = 62;
+    let fields = [
+        ("magic", le::<4>(header, 0), u64::from(u32::from_le_bytes(*b"\x7fELF"))),
+        ("class", le::<1>(header, 4), ELFCLASS64),
+        ("data encoding", le::<1>(header, 5), ELFDATA2LSB),
+        ("type", le::<2>(header, 16), ET_EXEC),
+        ("machine", le::<2>(header, 18), EM_X86_64),
+        ("program header size", le::<2>(header, 54), PROGRAM_HEADER_SIZE as u64),
+    ];
+    let wrong = |field, found, expected| Err(BootError::ElfField { name: name.to_owned(), field, found, expected });
+    for (field, found, expected) in fields {
+        if found != expected {
+            return wrong(field, found, expected);
+        }
+    }
+    // Linkers put the program headers right after the header; further on they would have to be sought.
+    let (table, count) = (le::<8>(header, 32), le::<2>(header, 56));
+    if table < HEADER_SIZE as u64 || table > 1 << 16 {
+        return wrong("program header offset", table, HEADER_SIZE as u64);
+    }
+    if count == 0 || count > MAX_PROGRAM_HEADERS {
+        return wrong("program header count", count, MAX_PROGRAM_HEADERS);
+    }
+    Ok(())
+}
+
+/// Sorts the segments by their place in the file, and checks that they are in RAM, apart, and within the file.
+fn check_segments(
+    ram: &Ram<'_>,
+    name: &str,
+    segments: &mut [Segment],
+    headers_end: u64,
+    limit: u64,
+) -> Result<(), BootError> {
+    let wrong = |index, what: String| Err(BootError::ElfSegment { name: name.to_owned(), index, what });
+    segments.sort_by_key(|s| s.address);
+    let mut free_from = 0;
+    for s in segments.iter() {
+        if s.file_size > s.memory_size {
+            return wrong(s.index, format!("has {} bytes in the file but {} in memory", s.file_size, s.memory_size));
+        }
+        let range = ram.kernel_range(name, s.address, s.memory_size)?;
+        if range.start < free_from {
+            return wrong(s.index, format!("overlaps another at {:#x}", range.start));
+        }
+        free_from = range.end;
+    }
+    segments.sort_by_key(|s| s.offset);
+    let mut read_to = headers_end;
+    for s in segments.iter().filter(|s| s.file_size > 0) {
+        let end = s.offset.checked_add(s.file_size).filter(|end| *end <= limit);
+        let Some(end) = end else {
+            return wrong(s.index, format!("of {} bytes at {:#x} passes the end {limit:#x}", s.file_size, s.offset));
+        };
+        if s.offset < read_to {
+            return wrong(s.index, format!("at {:#x} of the file overlaps what ends at {read_to:#x}", s.offset));
+        }
+        read_to = end;
+    }
+    Ok(())
+}

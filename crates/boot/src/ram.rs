@@ -1,0 +1,84 @@
+//! Checked writes into the RAM that the guest is told of.
+
+use std::io::Read;
+use std::ops::Range;
+
+use guest_memory::GuestMemory;
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::{BootError, E820Entry, E820Kind, layout};
+
+/// Bytes copied at a time.
+const CHUNK: usize = 256 << 10;
+
+pub(crate) struct Ram<'a> {
+    memory: &'a GuestMemory,
+    /// The RAM from 1 MiB up to the first hole, where kernels and ramdisks go.
+    high: Range<u64>,
+}
+
+impl<'a> Ram<'a> {
+    pub(crate) fn new(memory: &'a GuestMemory, e820: &[E820Entry]) -> Self {
+        let ram = e820.iter().filter(|e| e.kind == E820Kind::Ram);
+        let high = ram
+            .map(|e| e.start..e.end)
+            .find(|r| r.contains(&layout::HIGH_MEMORY))
+            .map_or(layout::HIGH_MEMORY..layout::HIGH_MEMORY, |r| layout::HIGH_MEMORY..r.end);
+        Self { memory, high }
+    }
+
+    /// The RAM from 1 MiB up to the first hole.
+    pub(crate) fn high(&self) -> &Range<u64> {
+        &self.high
+    }
+
+    /// `start .. start + len` if a kernel may lie there.
+    pub(crate) fn kernel_range(&self, name: &str, start: u64, len: u64) -> Result<Range<u64>, BootError> {
+        match start.checked_add(len) {
+            Some(end) if start >= self.high.start && end <= self.high.end => Ok(start..end),
+            end => Err(BootError::KernelDoesNotFit {
+                name: name.to_owned(),
+                start,
+                end: end.unwrap_or(u64::MAX),
+                ram_start: self.high.start,
+                ram_end: self.high.end,
+            }),
+        }
+    }
+
+    pub(crate) fn write(&self, address: u64, bytes: &[u8]) -> Result<(), BootError> {
+        let end = address.saturating_add(bytes.len() as u64);
+        self.memory.write_slice(bytes, GuestAddress(address)).map_err(|_| BootError::NoMemory { start: address, end })
+    }
+
+    /// Copies `len` bytes of `reader` to `address`.
+    pub(crate) fn copy(&self, name: &str, reader: &mut dyn Read, address: u64, len: u64) -> Result<(), BootError> {
+        let mut buffer = vec![0; CHUNK.min(usize::try_from(len).unwrap_or(CHUNK))];
+        let mut done = 0;
+        while done < len {
+            let part = usize::try_from(len - done).unwrap_or(CHUNK).min(CHUNK);
+            let chunk = &mut buffer[..part];
+            reader.read_exact(chunk).map_err(|source| BootError::Read { name: name.to_owned(), source })?;
+            self.write(address.saturating_add(done), chunk)?;
+            done += part as u64;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn zero(&self, address: u64, len: u64) -> Result<(), BootError> {
+        self.copy("zeroes", &mut std::io::repeat(0), address, len)
+    }
+
+    /// Writes the zero-terminated command line to its place.
+    pub(crate) fn write_cmdline(&self, cmdline: &str, kernel_max: u32) -> Result<(), BootError> {
+        let max = u64::from(kernel_max).min(layout::CMDLINE_END - layout::CMDLINE - 1);
+        if cmdline.len() as u64 > max {
+            return Err(BootError::CmdlineTooLong { len: cmdline.len(), max });
+        }
+        if let Some(position) = cmdline.bytes().position(|b| b == 0) {
+            return Err(BootError::CmdlineNul { position });
+        }
+        self.write(layout::CMDLINE, cmdline.as_bytes())?;
+        self.write(layout::CMDLINE + cmdline.len() as u64, &[0])
+    }
+}
