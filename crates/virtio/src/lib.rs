@@ -7,7 +7,8 @@
 //! given its [`VirtQueue`]s and an [`Interrupt`], all of which it may move to another thread: [`VirtioDevice::notify`] may serve the
 //! queue at once, on the vCPU's thread, or only wake that other thread.
 //!
-//! Every byte that a device writes into guest memory goes through [`Dma`], which tells a hook where it wrote.
+//! Devices write into guest memory through `vm-memory` alone, whose bitmap tells processor backends about code that was overwritten
+//! (see the `guest-memory` crate).
 //!
 //! A driver that breaks the rules puts its own device into `DEVICE_NEEDS_RESET` and nothing else; see [`QueueError`].
 //!
@@ -17,7 +18,6 @@
 #![forbid(unsafe_code)]
 
 mod device;
-mod dma;
 mod interrupt;
 mod mmio;
 pub mod nsm;
@@ -27,7 +27,7 @@ pub mod rng;
 mod testing;
 
 pub use device::{Activation, DeviceError, VirtioDevice, features};
-pub use dma::{Dma, GuestRam};
+use guest_memory::GuestMemory;
 pub use interrupt::Interrupt;
 pub use mmio::{MMIO_SIZE, MmioTransport};
 pub use queue::{Chain, QueueError, VirtQueue};

@@ -13,7 +13,7 @@ use tracing::{debug, warn};
 
 use crate::device::features;
 use crate::queue::RingAddresses;
-use crate::{Activation, DeviceError, Dma, Interrupt, QueueError, VirtQueue, VirtioDevice};
+use crate::{Activation, DeviceError, GuestMemory, Interrupt, QueueError, VirtQueue, VirtioDevice};
 
 /// Size of the register block in bytes: 0x100 of control registers and 0x100 of configuration space.
 pub const MMIO_SIZE: u64 = 0x200;
@@ -86,9 +86,9 @@ impl QueueRegisters {
         Self { max_size, size, addresses, ready, enabled: Arc::default() }
     }
 
-    fn queue(&self, event_idx: bool, dma: &Dma) -> Result<virtio_queue::Queue, QueueError> {
+    fn queue(&self, event_idx: bool, memory: &GuestMemory) -> Result<virtio_queue::Queue, QueueError> {
         let size = u16::try_from(self.size).map_err(|_| QueueError::Ring(virtio_queue::Error::InvalidSize))?;
-        self.addresses.queue(self.max_size, size, event_idx, dma)
+        self.addresses.queue(self.max_size, size, event_idx, memory)
     }
 
     fn disable(&mut self) {
@@ -101,7 +101,7 @@ impl QueueRegisters {
 pub struct MmioTransport {
     name: String,
     device: Box<dyn VirtioDevice>,
-    dma: Dma,
+    memory: GuestMemory,
     interrupt: Interrupt,
     status: u32,
     device_features_sel: u32,
@@ -114,13 +114,13 @@ pub struct MmioTransport {
 }
 
 impl MmioTransport {
-    /// A transport for `device`, which reaches guest memory through `dma` and interrupts on `line` (level-triggered, active high).
-    pub fn new(device: Box<dyn VirtioDevice>, dma: Dma, line: IrqLine) -> Self {
+    /// A transport for `device`, whose queues are in `memory`, and which interrupts on `line` (level-triggered, active high).
+    pub fn new(device: Box<dyn VirtioDevice>, memory: GuestMemory, line: IrqLine) -> Self {
         Self {
             name: format!("virtio-{}", device.name()),
             queues: device.queue_sizes().iter().copied().map(QueueRegisters::new).collect(),
             device,
-            dma,
+            memory,
             interrupt: Interrupt::new(line),
             status: 0,
             device_features_sel: 0,
@@ -138,7 +138,7 @@ impl MmioTransport {
         let Self {
             name: _,
             device,
-            dma: _,
+            memory: _,
             interrupt,
             status,
             device_features_sel,
@@ -222,7 +222,7 @@ impl MmioTransport {
         for (index, registers) in (0..).zip(&self.queues) {
             let queue = if registers.ready {
                 let queue = registers
-                    .queue(event_idx, &self.dma)
+                    .queue(event_idx, &self.memory)
                     .map_err(|source| DeviceError::Queue { queue: index, source })?;
                 registers.enabled.store(true, Ordering::Release);
                 queue
@@ -231,7 +231,7 @@ impl MmioTransport {
                 virtio_queue::Queue::default()
             };
             let enabled = Arc::clone(&registers.enabled);
-            queues.push(VirtQueue::new(queue, self.dma.clone(), self.interrupt.clone(), enabled));
+            queues.push(VirtQueue::new(queue, self.memory.clone(), self.interrupt.clone(), enabled));
         }
         let interrupt = self.interrupt.clone();
         self.device.activate(Activation { features: self.driver_features, queues, interrupt })?;
@@ -252,14 +252,14 @@ impl MmioTransport {
 
     fn write_queue_ready(&mut self, value: u32) {
         let configurable = !self.has(status::DRIVER_OK);
-        let dma = &self.dma;
+        let memory = &self.memory;
         let Some((index, queue)) = (0..).zip(&mut self.queues).find(|(i, _)| u32::from(*i) == self.queue_sel) else {
             return;
         };
         if value & 1 == 0 {
             queue.disable();
         } else if configurable {
-            match queue.queue(false, dma) {
+            match queue.queue(false, memory) {
                 Ok(_) => queue.ready = true,
                 Err(source) => self.fail(&DeviceError::Queue { queue: index, source }),
             }

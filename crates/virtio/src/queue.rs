@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use thiserror::Error;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::{Address, Bytes, GuestAddress};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemory as _, Permissions};
 
-use crate::{Dma, Interrupt};
+use crate::{GuestMemory, Interrupt};
 
 /// The longest chain in descriptors, as in QEMU (`VIRTQUEUE_MAX_SIZE`). An indirect table may be longer than its queue, and a
 /// driver that fills a queue with huge tables must not hold a vCPU's thread for seconds.
@@ -61,6 +61,17 @@ struct Buffer {
     len: u32,
 }
 
+impl Buffer {
+    fn lost(self) -> QueueError {
+        QueueError::Memory { address: self.address.0, len: self.len as usize }
+    }
+}
+
+/// Whether all of `address .. address + len` is RAM. An empty range is, wherever it points.
+fn is_ram(memory: &GuestMemory, address: GuestAddress, len: u32) -> bool {
+    len == 0 || memory.check_range(address, len as usize, Permissions::ReadWrite)
+}
+
 /// A descriptor chain that the driver made available: readable buffers, then writable ones, all of them RAM.
 ///
 /// Its device gives it back with [`VirtQueue::push`].
@@ -73,7 +84,7 @@ pub struct Chain {
 }
 
 impl Chain {
-    fn walk(descriptors: DescriptorChain<&crate::GuestRam>, dma: &Dma) -> Result<Self, QueueError> {
+    fn walk(descriptors: DescriptorChain<&GuestMemory>, memory: &GuestMemory) -> Result<Self, QueueError> {
         let head = descriptors.head_index();
         let mut chain = Self { head, readable: Vec::new(), writable: Vec::new() };
         let mut count = 0;
@@ -84,8 +95,8 @@ impl Chain {
                 return Err(QueueError::TooLong { head });
             }
             let buffer = Buffer { address: descriptor.addr(), len: descriptor.len() };
-            if !dma.is_ram(buffer.address, buffer.len) {
-                return Err(QueueError::Memory { address: buffer.address.0, len: buffer.len as usize });
+            if !is_ram(memory, buffer.address, buffer.len) {
+                return Err(buffer.lost());
             }
             if descriptor.is_write_only() {
                 chain.writable.push(buffer);
@@ -113,7 +124,7 @@ impl Chain {
 /// One virtqueue of an active device.
 pub struct VirtQueue {
     queue: Queue,
-    dma: Dma,
+    memory: GuestMemory,
     interrupt: Interrupt,
     /// Cleared when the driver writes 0 to QueueReady or resets the device.
     enabled: Arc<AtomicBool>,
@@ -121,8 +132,8 @@ pub struct VirtQueue {
 }
 
 impl VirtQueue {
-    pub(crate) fn new(queue: Queue, dma: Dma, interrupt: Interrupt, enabled: Arc<AtomicBool>) -> Self {
-        Self { queue, dma, interrupt, enabled, budget: MAX_CHAINS_PER_NOTIFICATION }
+    pub(crate) fn new(queue: Queue, memory: GuestMemory, interrupt: Interrupt, enabled: Arc<AtomicBool>) -> Self {
+        Self { queue, memory, interrupt, enabled, budget: MAX_CHAINS_PER_NOTIFICATION }
     }
 
     /// Starts serving a notification: what follows may consume a bounded number of chains.
@@ -139,13 +150,15 @@ impl VirtQueue {
             return Ok(None);
         }
         loop {
-            let descriptors = self.queue.iter(self.dma.memory()).map_err(QueueError::Ring)?.next();
+            let descriptors = self.queue.iter(&self.memory).map_err(QueueError::Ring)?.next();
             if let Some(descriptors) = descriptors {
                 self.budget -= 1;
-                return Chain::walk(descriptors, &self.dma).map(Some);
+                return Chain::walk(descriptors, &self.memory).map(Some);
             }
             // Without event indices the driver always notifies, as we never ask it not to.
-            if !self.queue.event_idx_enabled() || !self.dma.enable_notification(&mut self.queue)? {
+            if !self.queue.event_idx_enabled()
+                || !self.queue.enable_notification(&self.memory).map_err(QueueError::Ring)?
+            {
                 return Ok(None);
             }
         }
@@ -161,7 +174,7 @@ impl VirtQueue {
         let mut rest = data.as_mut_slice();
         for buffer in &chain.readable {
             let (part, tail) = rest.split_at_mut(rest.len().min(buffer.len as usize));
-            self.dma.read(buffer.address, part)?;
+            self.memory.read_slice(part, buffer.address).map_err(|_| buffer.lost())?;
             rest = tail;
         }
         Ok(data)
@@ -175,7 +188,7 @@ impl VirtQueue {
         let mut rest = data;
         for buffer in &chain.writable {
             let (part, tail) = rest.split_at(rest.len().min(buffer.len as usize));
-            self.dma.write(buffer.address, part)?;
+            self.memory.write_slice(part, buffer.address).map_err(|_| buffer.lost())?;
             rest = tail;
         }
         // A chain holds less than 2^32 bytes: `virtio-queue` ends a longer one, which is then malformed.
@@ -190,7 +203,7 @@ impl VirtQueue {
         if !self.enabled.load(Ordering::Acquire) {
             return Ok(());
         }
-        self.dma.add_used(&mut self.queue, chain.head, written)
+        self.queue.add_used(&self.memory, chain.head, written).map_err(QueueError::Ring)
     }
 
     /// Interrupts the driver if it wants to know about what was pushed since the last call. Once after a batch is enough.
@@ -202,12 +215,11 @@ impl VirtQueue {
             return Ok(());
         }
         let wanted = if self.queue.event_idx_enabled() {
-            self.queue.needs_notification(self.dma.memory()).map_err(QueueError::Ring)?
+            self.queue.needs_notification(&self.memory).map_err(QueueError::Ring)?
         } else {
             // VIRTQ_AVAIL_F_NO_INTERRUPT (section 2.7.6), which `virtio-queue` does not look at.
             let flags: u16 = self
-                .dma
-                .memory()
+                .memory
                 .read_obj(GuestAddress(self.queue.avail_ring()))
                 .map_err(|_| QueueError::Memory { address: self.queue.avail_ring(), len: 2 })?;
             u16::from_le(flags) & 1 == 0
@@ -235,7 +247,13 @@ pub(crate) struct RingAddresses {
 
 impl RingAddresses {
     /// A queue of `size` entries at these addresses, if they can be one.
-    pub(crate) fn queue(self, max_size: u16, size: u16, event_idx: bool, dma: &Dma) -> Result<Queue, QueueError> {
+    pub(crate) fn queue(
+        self,
+        max_size: u16,
+        size: u16,
+        event_idx: bool,
+        memory: &GuestMemory,
+    ) -> Result<Queue, QueueError> {
         let build = || {
             let mut queue = Queue::new(max_size)?;
             queue.try_set_size(size)?;
@@ -252,7 +270,7 @@ impl RingAddresses {
         for (address, len) in
             [(self.descriptors, 16 * entries), (self.driver, 6 + 2 * entries), (self.device, 6 + 8 * entries)]
         {
-            if GuestAddress(address).checked_add(len.into()).is_none() || !dma.is_ram(GuestAddress(address), len) {
+            if GuestAddress(address).checked_add(len.into()).is_none() || !is_ram(memory, GuestAddress(address), len) {
                 return Err(QueueError::Memory { address, len: len as usize });
             }
         }

@@ -1,12 +1,12 @@
 //! A driver in the tests' hands: it sets up one queue in guest memory through the transport's registers and runs chains over it.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
 
 use bus::{IrqLine, IrqTarget, MmioDevice};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend as _, GuestMemoryRegion as _};
 
-use crate::{Dma, GuestRam, MmioTransport, VirtioDevice, features};
+use crate::{GuestMemory, MmioTransport, VirtioDevice, features};
 
 pub(crate) const RAM: u64 = 0x20_0000;
 pub(crate) const DESCRIPTORS: u64 = 0x1000;
@@ -39,9 +39,8 @@ impl IrqTarget for Wire {
 
 pub(crate) struct Driver {
     transport: MmioTransport,
-    memory: Arc<GuestRam>,
+    memory: GuestMemory,
     wire: Arc<Wire>,
-    pub(crate) writes: Arc<Mutex<Vec<(u64, usize)>>>,
     pub(crate) size: u16,
     next_descriptor: u16,
     available: u16,
@@ -50,13 +49,16 @@ pub(crate) struct Driver {
 
 impl Driver {
     pub(crate) fn new(device: Box<dyn VirtioDevice>) -> Self {
-        let memory = Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), RAM as usize)]).unwrap());
-        let (wire, writes) = (Arc::new(Wire::default()), Arc::new(Mutex::new(Vec::new())));
-        let log = Arc::clone(&writes);
-        let dma = Dma::new(Arc::clone(&memory)).with_write_hook(move |a, len| log.lock().unwrap().push((a.0, len)));
+        let memory = guest_memory::allocate(&[(0, RAM as usize)]).unwrap();
+        let wire = Arc::new(Wire::default());
         let size = device.queue_sizes()[0];
-        let transport = MmioTransport::new(device, dma, IrqLine::new(Arc::clone(&wire) as _, 5));
-        Self { transport, memory, wire, writes, size, next_descriptor: 0, available: 0, used: 0 }
+        let transport = MmioTransport::new(device, memory.clone(), IrqLine::new(Arc::clone(&wire) as _, 5));
+        Self { transport, memory, wire, size, next_descriptor: 0, available: 0, used: 0 }
+    }
+
+    /// Watches one line of code at `address`; the page's generation.
+    pub(crate) fn watch_code(&self, address: u64) -> u32 {
+        self.memory.iter().next().unwrap().bitmap().pages().watch(address as usize, 1)
     }
 
     pub(crate) fn transport(&mut self) -> &mut MmioTransport {
@@ -135,7 +137,7 @@ impl Driver {
         self.memory.write_slice(&bytes, GuestAddress(address)).unwrap();
     }
 
-    fn peek_u16(&self, address: u64) -> u16 {
+    pub(crate) fn peek_u16(&self, address: u64) -> u16 {
         u16::from_le(self.memory.read_obj(GuestAddress(address)).unwrap())
     }
 
