@@ -9,4 +9,5 @@ pub mod ioapic;
 mod isa;
 pub mod lapic;
 pub mod pic;
+pub mod pit;
 pub mod uart;
