@@ -1,7 +1,9 @@
 //! The workspace's own commands, run as `cargo xtask COMMAND`.
 
+mod bench;
 mod boot_test;
 mod checks;
+mod ci;
 mod command;
 mod cpio;
 mod demo;
@@ -40,6 +42,12 @@ enum Task {
     Demo(demo::Arguments),
     /// Boot every kernel on every machine and check what the guests saw
     BootTest(boot_test::Arguments),
+    /// Check format, lints, tests and boots, and report all failures at once
+    Ci(ci::Arguments),
+    /// Measure our boots and QEMU's side by side
+    Bench(bench::Arguments),
+    /// Let the tests rewrite the outputs they expect
+    Bless,
 }
 
 fn main() -> ExitCode {
@@ -58,5 +66,8 @@ fn run(task: &Task) -> Result<()> {
         Task::Guest(arguments) => guest::run(arguments, &paths),
         Task::Demo(arguments) => demo::run(arguments, &paths),
         Task::BootTest(arguments) => boot_test::run(arguments, &paths),
+        Task::Ci(arguments) => ci::run(arguments, &paths),
+        Task::Bench(arguments) => bench::run(arguments, &paths),
+        Task::Bless => ci::bless(&paths),
     }
 }

@@ -115,7 +115,7 @@ fn deb822_field(stanza: &[&str], name: &str) -> Option<String> {
 fn mirror(uri: &str, suites: &[&str], components: &[&str], signed_by: Option<&str>) -> Option<Mirror> {
     let release = |suite: &str| RELEASES.contains(&suite.split('-').next().unwrap_or_default());
     let main_archive = |suite: &&str| release(suite) && (!suite.contains('-') || is_updates(suite));
-    if !components.contains(&"main") || !suites.iter().any(|suite| main_archive(suite)) || uri.starts_with("cdrom:") {
+    if !components.contains(&"main") || !suites.iter().any(main_archive) || uri.starts_with("cdrom:") {
         return None;
     }
     let signed_by = signed_by.filter(|path| path.starts_with('/')).map(PathBuf::from);

@@ -1,0 +1,112 @@
+//! Everything that must hold before a change lands, in one command that reports all failures at once.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::boot_test;
+use crate::command::{self, shown};
+use crate::error::{self, Error, Result};
+use crate::paths::{Paths, cargo};
+
+/// The variable under which tests rewrite their expected outputs.
+const BLESS: &str = "VMM_BLESS";
+
+/// The package that compares our EIF reader with AWS's own; a workspace of its own, since it builds for minutes.
+const AWS_EIF: &str = "tests/aws-eif/Cargo.toml";
+
+/// `cargo xtask ci`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Also compare our EIF reader with AWS's own crate
+    #[arg(long)]
+    long: bool,
+    /// Leave the boots out, for machines on which no guest kernel can be had
+    #[arg(long)]
+    no_boot: bool,
+}
+
+/// One step and how it went.
+struct Step {
+    name: &'static str,
+    took: Duration,
+    passed: bool,
+}
+
+/// Runs every step, whatever became of those before.
+pub(crate) fn run(arguments: &Arguments, paths: &Paths) -> Result<()> {
+    let workspace = paths.workspace.as_path();
+    let mut steps = vec![
+        step("format", || cargo_step(workspace, &["fmt", "--all", "--check"])),
+        step("clippy", || {
+            cargo_step(workspace, &["clippy", "--workspace", "--all-targets", "--quiet", "--", "--deny", "warnings"])
+        }),
+        step("tests", || cargo_step(workspace, &["test", "--workspace", "--quiet"])),
+    ];
+    if arguments.long {
+        // Its target directory is its own, or the two workspaces would rebuild one another's dependencies.
+        let directory = paths.target.join("aws-eif");
+        let mut test = cargo();
+        test.current_dir(workspace)
+            .args(["test", "--quiet", "--manifest-path", AWS_EIF, "--target-dir"])
+            .arg(directory);
+        steps.push(step("aws-eif", || announce_and_run(&mut test)));
+    }
+    if !arguments.no_boot {
+        steps.push(step("boot-test", || boot_test::run(&boot_test::Arguments::default(), paths)));
+    }
+    summarize(&steps)
+}
+
+/// Runs the tests so that they write what they expect, and shows what that changed.
+pub(crate) fn bless(paths: &Paths) -> Result<()> {
+    command::run(cargo().current_dir(&paths.workspace).args(["test", "--workspace", "--quiet"]).env(BLESS, "1"))?;
+    println!("goldens are regenerated; what changed in the working tree:");
+    command::run(Command::new("git").arg("-C").arg(&paths.workspace).args(["status", "--short"]))
+}
+
+fn cargo_step(workspace: &Path, arguments: &[&str]) -> Result<()> {
+    announce_and_run(cargo().current_dir(workspace).args(arguments))
+}
+
+fn announce_and_run(command: &mut Command) -> Result<()> {
+    println!("$ {}", shown(command));
+    command::run(command)
+}
+
+fn step(name: &'static str, work: impl FnOnce() -> Result<()>) -> Step {
+    println!("==> {name}");
+    let start = Instant::now();
+    let outcome = work();
+    if let Err(error) = &outcome {
+        error::print(error);
+    }
+    Step { name, took: start.elapsed(), passed: outcome.is_ok() }
+}
+
+fn summarize(steps: &[Step]) -> Result<()> {
+    println!();
+    for step in steps {
+        let outcome = if step.passed { "ok    " } else { "FAILED" };
+        println!("{outcome} {:<10} {:6.1} s", step.name, step.took.as_secs_f64());
+    }
+    let failed: Vec<&str> = steps.iter().filter(|step| !step.passed).map(|step| step.name).collect();
+    println!("\n{} passed, {} failed", steps.len() - failed.len(), failed.len());
+    if failed.is_empty() { Ok(()) } else { Err(Error::Failed(format!("failed: {}", failed.join(", ")))) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_failed_step_is_named() {
+        let steps = [
+            step("format", || Err(Error::Failed("one".to_owned()))),
+            step("clippy", || Ok(())),
+            step("tests", || Err(Error::Failed("two".to_owned()))),
+        ];
+        let error = summarize(&steps).expect_err("two failures");
+        assert_eq!(error.to_string(), "failed: format, tests");
+    }
+}
