@@ -5,9 +5,12 @@
 
 #![forbid(unsafe_code)]
 
+pub mod debug;
+pub mod ged;
 pub mod ioapic;
 mod isa;
 pub mod lapic;
 pub mod pic;
 pub mod pit;
+pub mod reset;
 pub mod uart;
