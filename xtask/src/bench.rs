@@ -186,7 +186,7 @@ impl Bench<'_> {
             (Outcome::Exited(_), Some(sample)) => self.samples.push(sample),
             (outcome, _) => {
                 self.failures += 1;
-                eprintln!("  failed with {outcome}");
+                eprintln!("  failed with {outcome}: {}", run.last_words().unwrap_or("without a word"));
             }
         }
         Ok(())

@@ -227,6 +227,7 @@ fn one(
     let expected = Outcome::Exited(code);
     if run.outcome != expected {
         problems.push(format!("it ended with {}, expected {expected} for a {}", run.outcome, boot.end.name()));
+        problems.extend(run.last_words().map(|words| format!("its last words: {words}")));
     }
     if !problems.is_empty() {
         let log = keep(paths, boot, &shown(&command), &run)?;

@@ -88,7 +88,10 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
         return Ok(());
     }
     let directory = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(directory).file("create a file in", directory)?;
+    // A temporary file is the user's alone by default; a ramdisk is nobody's secret.
+    let everyone = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    let mut file =
+        tempfile::Builder::new().permissions(everyone).tempfile_in(directory).file("create a file in", directory)?;
     std::io::Write::write_all(&mut file, bytes).file("write", path)?;
     file.persist(path).map_err(|error| error.error).file("write", path)?;
     Ok(())

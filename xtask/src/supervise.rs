@@ -52,6 +52,13 @@ pub(crate) struct Run {
     pub(crate) peak_kib: u64,
 }
 
+impl Run {
+    /// The last line that says anything on standard error.
+    pub(crate) fn last_words(&self) -> Option<&str> {
+        self.errors.iter().rev().map(|line| line.text.trim()).find(|text| !text.is_empty())
+    }
+}
+
 impl std::fmt::Display for Outcome {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -188,6 +195,7 @@ mod tests {
         assert_eq!(run.outcome, Outcome::Exited(3));
         assert_eq!(run.console[0].text, "out");
         assert_eq!(run.errors[0].text, "err");
+        assert_eq!(run.last_words(), Some("err"));
         assert!(run.peak_kib > 0);
     }
 
