@@ -13,4 +13,5 @@ pub mod lapic;
 pub mod pic;
 pub mod pit;
 pub mod reset;
+pub mod rtc;
 pub mod uart;
