@@ -1,1 +1,49 @@
-//! Being written.
+//! The software CPU as an accelerator: vCPUs over `soft-cpu`, their local APICs, and time.
+//!
+//! Each vCPU runs on the thread that calls [`accel::Vcpu::run`], in slices of a few ten thousand instructions; between two slices it looks at
+//! its local APIC's timer. What other threads have for it (interrupts, kicks) sets a bit that the CPU sees at its next block.
+//!
+//! DEVNOTE: a timer thread that sets the bit exactly on time was the alternative. A slice is a fraction of a millisecond, arming a host timer is a system
+//! call at each of the guest's timer writes, and an idle vCPU sleeps exactly until its deadline anyway.
+
+#![forbid(unsafe_code)]
+
+mod clock;
+mod platform;
+mod pvclock;
+mod sleeper;
+mod vcpu;
+mod vm;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use accel::{AccelError, Accelerator, Vm, VmConfig};
+
+use crate::vm::SoftVm;
+
+/// Most vCPUs of one VM: what 8-bit APIC IDs can name, the broadcast excepted.
+const MAX_VCPUS: u32 = 254;
+
+/// The accelerator named `soft`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SoftAccelerator;
+
+impl Accelerator for SoftAccelerator {
+    fn name(&self) -> &'static str {
+        "soft"
+    }
+
+    fn max_vcpus(&self) -> u32 {
+        MAX_VCPUS
+    }
+
+    fn create_vm(&self, config: VmConfig) -> Result<Arc<dyn Vm>, AccelError> {
+        if !(1..=MAX_VCPUS).contains(&config.vcpus) {
+            return Err(AccelError::VcpuCount { backend: self.name(), requested: config.vcpus, most: MAX_VCPUS });
+        }
+        Ok(Arc::new(SoftVm::new(config)))
+    }
+}

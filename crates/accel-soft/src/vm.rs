@@ -1,0 +1,196 @@
+//! One VM: its vCPUs' local APICs and the delivery of interrupt messages among them.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use accel::{AccelError, Vcpu, Vm, VmConfig};
+use chipset::lapic::{DeliveryMode, InterruptMessage, Lapic, LapicConfig, TimerDeadline, TriggerMode};
+use guest_memory::GuestMemory;
+use soft_cpu::cpuid::{self, HostFacts};
+use soft_cpu::mmu::PHYSICAL_BITS;
+use soft_cpu::smp::{CpuGroup, attention};
+use x86::cpuid::CpuidTable;
+
+use crate::clock::{TSC_KHZ, VmClock};
+use crate::sleeper::Sleeper;
+use crate::vcpu::SoftVcpu;
+
+/// What a vCPU shares with the rest of the machine.
+pub(crate) struct VcpuShared {
+    lapic: Mutex<Lapic>,
+    pub(crate) sleeper: Sleeper,
+    taken: AtomicBool,
+    /// The guest's TSC minus the VM's clock, in ticks.
+    pub(crate) tsc_offset: AtomicU64,
+    /// The kvmclock page's MSR.
+    pub(crate) system_time_msr: AtomicU64,
+    pub(crate) cpuid: CpuidTable,
+}
+
+/// What all vCPUs of a VM share.
+pub(crate) struct VmShared {
+    pub(crate) group: CpuGroup,
+    pub(crate) vcpus: Vec<VcpuShared>,
+    pub(crate) memory: GuestMemory,
+    pub(crate) clock: VmClock,
+    /// The kvmclock wall-clock MSR.
+    pub(crate) wall_clock_msr: AtomicU64,
+    /// vCPUs that are not in a sleep of their own: more than the host has cores means that PAUSE should yield.
+    pub(crate) host_cores: usize,
+    /// Where the search for the lowest priority starts, so that equals share the load.
+    next_lowest: AtomicU32,
+}
+
+impl VmShared {
+    fn new(config: &VmConfig) -> Self {
+        let host = HostFacts::probe();
+        let vcpus = (0..config.vcpus)
+            .map(|id| VcpuShared {
+                lapic: Mutex::new(Lapic::new(LapicConfig {
+                    id,
+                    bsp: id == 0,
+                    x2apic: true,
+                    physical_address_bits: PHYSICAL_BITS as u8,
+                })),
+                sleeper: Sleeper::default(),
+                taken: AtomicBool::new(false),
+                tsc_offset: AtomicU64::new(0),
+                system_time_msr: AtomicU64::new(0),
+                cpuid: cpuid::table(&host, config.vcpus, id, TSC_KHZ),
+            })
+            .collect();
+        Self {
+            group: CpuGroup::new(config.vcpus as usize),
+            vcpus,
+            memory: config.memory.clone(),
+            clock: VmClock::start(),
+            wall_clock_msr: AtomicU64::new(0),
+            host_cores: std::thread::available_parallelism().map_or(1, usize::from),
+            next_lowest: AtomicU32::new(0),
+        }
+    }
+
+    /// vCPU `id`'s local APIC. Never held while another lock is taken.
+    pub(crate) fn lapic(&self, id: usize) -> MutexGuard<'_, Lapic> {
+        self.vcpus[id].lapic.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets attention bits of vCPU `id` and wakes it.
+    pub(crate) fn notify(&self, id: usize, bits: u32) {
+        self.group.notify(id, bits);
+        self.vcpus[id].sleeper.wake();
+    }
+
+    /// Tells vCPU `id` what its local APIC has for it, if anything; after every change to the APIC.
+    pub(crate) fn notify_pending(&self, id: usize, lapic: &Lapic) {
+        let mut bits = attention::NONE;
+        if lapic.pending_interrupt().is_some() || lapic.extint_pending() {
+            bits |= attention::INTERRUPT;
+        }
+        if lapic.event_pending() {
+            bits |= attention::EVENT;
+        }
+        if bits != attention::NONE {
+            self.notify(id, bits);
+        }
+    }
+
+    /// The guest's time stamp counter on vCPU `id`.
+    pub(crate) fn tsc(&self, id: usize) -> u64 {
+        self.clock.now_ns().wrapping_add(self.vcpus[id].tsc_offset.load(Ordering::Relaxed))
+    }
+
+    /// Lets vCPU `id`'s APIC timer do what is due, and says in how many nanoseconds it next has something to do.
+    pub(crate) fn advance_timer(&self, id: usize) -> Option<u64> {
+        let now = self.clock.now_ns();
+        let tsc = now.wrapping_add(self.vcpus[id].tsc_offset.load(Ordering::Relaxed));
+        let mut lapic = self.lapic(id);
+        if lapic.advance(now, tsc) {
+            self.notify_pending(id, &lapic);
+        }
+        lapic.next_deadline().map(|deadline| match deadline {
+            TimerDeadline::Ns(at) => at.saturating_sub(now),
+            TimerDeadline::Tsc(at) => at.saturating_sub(tsc),
+        })
+    }
+
+    /// Delivers a message to every local APIC that it addresses; `sender` is the vCPU that sent it, if one did.
+    pub(crate) fn deliver(&self, message: InterruptMessage, sender: Option<usize>) {
+        if message.delivery == DeliveryMode::LowestPriority {
+            return self.deliver_lowest(message, sender);
+        }
+        for id in 0..self.vcpus.len() {
+            let mut lapic = self.lapic(id);
+            if lapic.matches_destination(message.destination, sender == Some(id)) {
+                lapic.accept(message.delivery, message.vector, message.trigger);
+                self.notify_pending(id, &lapic);
+            }
+        }
+    }
+
+    fn deliver_lowest(&self, message: InterruptMessage, sender: Option<usize>) {
+        let count = self.vcpus.len();
+        let start = self.next_lowest.fetch_add(1, Ordering::Relaxed) as usize;
+        let lowest = (0..count)
+            .map(|i| start.wrapping_add(i) % count)
+            .filter_map(|id| {
+                let lapic = self.lapic(id);
+                let addressed = lapic.matches_destination(message.destination, sender == Some(id));
+                (addressed && lapic.accepts_vectors()).then(|| (lapic.processor_priority(), id))
+            })
+            .min_by_key(|&(priority, _)| priority);
+        if let Some((_, id)) = lowest {
+            let mut lapic = self.lapic(id);
+            lapic.accept(DeliveryMode::Fixed, message.vector, message.trigger);
+            self.notify_pending(id, &lapic);
+        }
+    }
+}
+
+/// A VM on the software CPU.
+pub(crate) struct SoftVm(Arc<VmShared>);
+
+impl SoftVm {
+    pub(crate) fn new(config: VmConfig) -> Self {
+        Self(Arc::new(VmShared::new(&config)))
+    }
+}
+
+impl Vm for SoftVm {
+    fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>, AccelError> {
+        let index = id as usize;
+        match self.0.vcpus.get(index) {
+            Some(shared) if !shared.taken.swap(true, Ordering::SeqCst) => {
+                Ok(Box::new(SoftVcpu::new(Arc::clone(&self.0), index)))
+            }
+            _ => Err(AccelError::NoSuchVcpu { id }),
+        }
+    }
+
+    fn signal_msi(&self, address: u64, data: u32) {
+        if let Some(message) = InterruptMessage::from_msi(address, data) {
+            self.0.deliver(message, None);
+        }
+    }
+
+    fn set_pic_intr(&self, level: bool) {
+        let mut lapic = self.0.lapic(0);
+        lapic.set_lint(0, level);
+        self.0.notify_pending(0, &lapic);
+    }
+
+    fn inject_nmi(&self) {
+        let mut lapic = self.0.lapic(0);
+        lapic.accept(DeliveryMode::Nmi, 0, TriggerMode::Edge);
+        self.0.notify_pending(0, &lapic);
+    }
+
+    fn reset(&self) {
+        for (id, shared) in self.0.vcpus.iter().enumerate() {
+            self.0.lapic(id).reset();
+            shared.system_time_msr.store(0, Ordering::SeqCst);
+            self.0.group.clear_all(id);
+        }
+        self.0.wall_clock_msr.store(0, Ordering::SeqCst);
+    }
+}

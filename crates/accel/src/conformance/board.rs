@@ -1,0 +1,113 @@
+//! The board of the conformance guests: a handful of ports and one page of MMIO.
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Instant;
+
+use crate::{CpuIo, Vm};
+
+/// OUT: a byte is appended to the report.
+pub const REPORT: u16 = 0xe9;
+/// OUT: the guest has finished.
+pub const END: u16 = 0xf4;
+/// OUT of a dword: sends the MSI with that data to the bootstrap processor.
+pub const SEND_MSI: u16 = 0xf8;
+/// OUT of a byte: the PIC's INTR wire goes high if it is not zero; the acknowledge cycle gives that byte as vector and lowers the wire.
+pub const PIC: u16 = 0xfc;
+/// IN of any size: bytes that count up from the port's low byte.
+pub const PATTERN: u16 = 0x300;
+/// Guest-physical address of the MMIO page: reads give bytes that count up from the offset, writes are reported (size, offset, bytes).
+pub const MMIO: u64 = 0xd000_0000;
+
+#[derive(Default)]
+struct Seen {
+    report: Vec<u8>,
+    finished: bool,
+    stopped: bool,
+    pic_vector: Option<u8>,
+}
+
+/// The board.
+pub struct Board {
+    vm: Arc<dyn Vm>,
+    seen: Mutex<Seen>,
+    changed: Condvar,
+}
+
+impl Board {
+    pub(super) fn new(vm: Arc<dyn Vm>) -> Self {
+        Self { vm, seen: Mutex::default(), changed: Condvar::new() }
+    }
+
+    fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn stopped(&self) {
+        self.seen().stopped = true;
+        self.changed.notify_all();
+    }
+
+    pub(super) fn wait_for_end(&self, deadline: Instant) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        drop(self.changed.wait_timeout_while(self.seen(), left, |seen| !seen.finished && !seen.stopped));
+    }
+
+    pub(super) fn finished(&self) -> bool {
+        self.seen().finished
+    }
+
+    pub(super) fn reported(&self) -> Vec<u8> {
+        self.seen().report.clone()
+    }
+}
+
+fn count_up(first: u64, data: &mut [u8]) {
+    for (i, byte) in data.iter_mut().enumerate() {
+        *byte = (first as u8).wrapping_add(i as u8);
+    }
+}
+
+impl CpuIo for Board {
+    fn pio_read(&self, port: u16, data: &mut [u8]) {
+        if port & 0xff00 == PATTERN { count_up(port.into(), data) } else { data.fill(0xff) }
+    }
+
+    fn pio_write(&self, port: u16, data: &[u8]) {
+        match (port, data) {
+            (REPORT, bytes) => self.seen().report.extend_from_slice(bytes),
+            (END, _) => {
+                self.seen().finished = true;
+                self.changed.notify_all();
+            }
+            (SEND_MSI, &[a, b, c, d]) => self.vm.signal_msi(0xfee0_0000, u32::from_le_bytes([a, b, c, d])),
+            (PIC, &[vector]) => {
+                self.seen().pic_vector = Some(vector).filter(|&v| v != 0);
+                self.vm.set_pic_intr(vector != 0);
+            }
+            _ => {}
+        }
+    }
+
+    fn mmio_read(&self, address: u64, data: &mut [u8]) {
+        if address & !0xfff == MMIO { count_up(address, data) } else { data.fill(0xff) }
+    }
+
+    fn mmio_write(&self, address: u64, data: &[u8]) {
+        if address & !0xfff == MMIO {
+            let mut seen = self.seen();
+            seen.report.push(data.len() as u8);
+            seen.report.push(address as u8);
+            seen.report.extend_from_slice(data);
+        }
+    }
+
+    fn ack_pic(&self) -> Option<u8> {
+        let vector = self.seen().pic_vector.take();
+        self.vm.set_pic_intr(false);
+        vector
+    }
+
+    fn eoi(&self, vector: u8) {
+        self.seen().report.extend_from_slice(&[0xe0, vector]);
+    }
+}

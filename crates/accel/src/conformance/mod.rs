@@ -1,0 +1,168 @@
+//! The guests that every backend must pass: a few instructions each, in 64-bit mode, on a board of a few ports.
+//!
+//! A guest reports by writing bytes to port [`board::REPORT`] and ends by writing to [`board::END`]; what it reported is compared with what the architecture
+//! promises. [`run`] runs one and returns what it saw; [`guests::ALL`] names them all.
+
+pub mod board;
+mod code;
+pub mod guests;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use guest_memory::{GuestMemory, allocate};
+use vm_memory::{Bytes, GuestAddress};
+use x86::{CpuState, Segment, cr0, cr4, efer, gpr};
+
+use crate::{AccelError, Accelerator, Kicker, VcpuExit, VmConfig};
+use board::Board;
+
+/// Guest RAM of a conformance guest, in bytes.
+pub const RAM: usize = 4 << 20;
+/// Where its code starts.
+pub const CODE: u64 = 0x10_0000;
+/// Top of the bootstrap processor's stack.
+pub const STACK: u64 = 0xf_0000;
+/// The interrupt descriptor table, 256 gates of 16 bytes.
+pub const IDT: u64 = 0x3000;
+/// The global descriptor table: null, 64-bit code at 0x8, data at 0x10.
+pub const GDT: u64 = 0x2000;
+/// Scratch memory.
+pub const SCRATCH: u64 = 0x8000;
+
+const PML4: u64 = 0x4000;
+const PDPT: u64 = 0x5000;
+
+/// A guest: how many vCPUs it has, its code, and what it must report.
+pub struct Guest {
+    /// Its name.
+    pub name: &'static str,
+    /// Number of vCPUs; all but the first wait to be started.
+    pub vcpus: u32,
+    /// Writes its code.
+    pub build: fn(&mut code::Guest) -> Result<(), iced_x86::IcedError>,
+    /// What it must report.
+    pub expected: &'static [u8],
+    /// How it must end.
+    pub end: End,
+}
+
+/// How a guest ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// By writing to [`board::END`].
+    Finished,
+    /// By a triple fault.
+    TripleFault,
+    /// Not within the time it was given.
+    TimedOut,
+}
+
+/// What a run showed.
+#[derive(Debug)]
+pub struct Report {
+    /// How it ended.
+    pub end: End,
+    /// What it reported.
+    pub bytes: Vec<u8>,
+    /// The bootstrap processor at the end.
+    pub state: CpuState,
+}
+
+/// A 64-bit processor at the start of `code`, with flat segments and the first 4 GiB mapped one to one.
+fn long_mode() -> CpuState {
+    let mut state = CpuState::reset(true);
+    state.cr0 = cr0::PE | cr0::PG | cr0::WP | cr0::NE | cr0::ET | cr0::MP;
+    state.cr3 = PML4;
+    state.cr4 = cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT;
+    state.efer = efer::LME | efer::LMA | efer::SCE | efer::NXE;
+    state.cs = Segment::from_descriptor(0x08, CODE_DESCRIPTOR);
+    let data = Segment::from_descriptor(0x10, DATA_DESCRIPTOR);
+    (state.ds, state.es, state.fs, state.gs, state.ss) = (data, data, data, data, data);
+    state.gdtr = x86::DescriptorTable { base: GDT, limit: 0x17 };
+    state.idtr = x86::DescriptorTable { base: IDT, limit: 0xfff };
+    state.rip = CODE;
+    state.gprs[gpr::RSP] = STACK;
+    state
+}
+
+const CODE_DESCRIPTOR: u64 = 0x00af_9b00_0000_ffff;
+const DATA_DESCRIPTOR: u64 = 0x00cf_9300_0000_ffff;
+
+fn memory_with(code: &[u8]) -> GuestMemory {
+    let memory = allocate(&[(0, RAM)]).expect("4 MiB of guest memory");
+    let put = |value: u64, address: u64| memory.write_obj(value, GuestAddress(address)).expect("tables lie in RAM");
+    put(CODE_DESCRIPTOR, GDT + 8);
+    put(DATA_DESCRIPTOR, GDT + 16);
+    put(PDPT | 3, PML4);
+    for gigabyte in 0..4 {
+        // Present, writable, 1 GiB.
+        put(gigabyte << 30 | 0x83, PDPT + gigabyte * 8);
+    }
+    memory.write_slice(code, GuestAddress(CODE)).expect("the code lies in RAM");
+    memory
+}
+
+/// Runs one guest for at most `limit`.
+///
+/// # Errors
+/// What the backend reports.
+///
+/// # Panics
+/// When the guest cannot be assembled or a vCPU thread panics: mistakes in the test itself.
+pub fn run(accelerator: &dyn Accelerator, guest: &Guest, limit: Duration) -> Result<Report, AccelError> {
+    let code = code::assemble(guest.build).unwrap_or_else(|error| panic!("{}: {error}", guest.name));
+    let vm = accelerator.create_vm(VmConfig { vcpus: guest.vcpus, memory: memory_with(&code) })?;
+    let board = Arc::new(Board::new(Arc::clone(&vm)));
+    let mut vcpus = (0..guest.vcpus).map(|id| vm.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
+    vcpus[0].set_state(&long_mode())?;
+    let kickers: Vec<Arc<dyn Kicker>> = vcpus.iter().map(|vcpu| vcpu.kicker()).collect();
+    let deadline = Instant::now() + limit;
+    let ends = std::thread::scope(|scope| {
+        let threads: Vec<_> = vcpus
+            .into_iter()
+            .map(|mut vcpu| {
+                let board = Arc::clone(&board);
+                scope.spawn(move || {
+                    let io: Arc<dyn crate::CpuIo> = Arc::clone(&board) as Arc<dyn crate::CpuIo>;
+                    let exit = vcpu.run(&io);
+                    board.stopped();
+                    exit.and_then(|exit| Ok((exit, vcpu.state()?)))
+                })
+            })
+            .collect();
+        board.wait_for_end(deadline);
+        for kicker in &kickers {
+            kicker.kick();
+        }
+        threads.into_iter().map(|thread| thread.join().expect("a vCPU thread panicked")).collect::<Result<Vec<_>, _>>()
+    })?;
+    let end = if ends.iter().any(|(exit, _)| *exit == VcpuExit::TripleFault) {
+        End::TripleFault
+    } else if board.finished() {
+        End::Finished
+    } else {
+        End::TimedOut
+    };
+    let state = ends.into_iter().next().map(|(_, state)| state).expect("at least one vCPU");
+    Ok(Report { end, bytes: board.reported(), state })
+}
+
+/// Runs every guest and panics with the names of all that failed.
+///
+/// # Panics
+/// When a guest does not report what it must.
+pub fn check_all(accelerator: &dyn Accelerator) {
+    let mut failures = Vec::new();
+    for guest in guests::ALL {
+        match run(accelerator, guest, Duration::from_secs(20)) {
+            Ok(report) if report.end == guest.end && report.bytes == guest.expected => {}
+            Ok(report) => failures.push(format!(
+                "{}: ended {:?} at rip {:#x} and reported {:x?}; expected {:?} and {:x?}",
+                guest.name, report.end, report.state.rip, report.bytes, guest.end, guest.expected
+            )),
+            Err(error) => failures.push(format!("{}: {error}", guest.name)),
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
