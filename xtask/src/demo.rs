@@ -57,6 +57,7 @@ pub(crate) fn run(arguments: &Arguments, paths: &Paths) -> Result<()> {
         cpus: CPUS,
         memory: MEMORY,
         append: String::new(),
+        settings: &[],
     };
     let mut command = vmm.command(&guest);
     println!("$ {}", shown(&command));

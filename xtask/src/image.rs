@@ -34,6 +34,11 @@ impl Image {
         Self::build(paths, "small", kernel, &[], ENCLAVE_CMDLINE)
     }
 
+    /// The same with the kernel as an ELF file, which no enclave image would hold; its own is never booted.
+    pub(crate) fn of_small_elf(paths: &Paths, kernel: &Path) -> Result<Self> {
+        Self::build(paths, "small-elf", kernel, &[], ENCLAVE_CMDLINE)
+    }
+
     /// An image of a kernel that loads drivers as modules.
     pub(crate) fn of_stock(paths: &Paths, kernel: &Path, modules: &[PathBuf]) -> Result<Self> {
         Self::build(paths, "stock", kernel, modules, STOCK_CMDLINE)

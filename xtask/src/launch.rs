@@ -94,6 +94,9 @@ impl Accel {
     }
 }
 
+/// Lets the kernel's own stub decompress it, where the launcher would do that natively.
+pub(crate) const GUEST_DECOMPRESSES: &[&str] = &["machine.decompress=guest"];
+
 /// One guest to start.
 #[derive(Debug, Clone)]
 pub(crate) struct Guest<'a> {
@@ -109,6 +112,8 @@ pub(crate) struct Guest<'a> {
     pub(crate) memory: u32,
     /// Words for its command line, besides those of the image.
     pub(crate) append: String,
+    /// Further `--set KEY=VALUE`; QEMU does not get them.
+    pub(crate) settings: &'static [&'static str],
 }
 
 /// The launcher, built.
@@ -164,6 +169,9 @@ impl Vmm {
         let default_acpi = guest.machine == Machine::Microvm;
         if guest.acpi != default_acpi {
             command.args(["--set", if guest.acpi { "machine.acpi=on" } else { "machine.acpi=off" }]);
+        }
+        for setting in guest.settings {
+            command.args(["--set", setting]);
         }
         if let Some(accel) = self.accel {
             command.args(["--accel", accel.name()]);

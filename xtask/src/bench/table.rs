@@ -6,7 +6,7 @@ use super::{Results, Summary};
 pub(super) fn render(results: &Results) -> String {
     let qemu = results.qemu.as_deref().unwrap_or("no QEMU");
     let mut text = format!(
-        "\n{}, {} x {}, {qemu}; medians\n\n{:<26} {:>9} {:>9} {:>9} {:>11} {:>11} {:>6}\n",
+        "\n{}, {} x {}, {qemu}; medians\n\n{:<30} {:>9} {:>9} {:>9} {:>11} {:>11} {:>6}\n",
         results.revision,
         results.host_processors,
         results.host_processor,
@@ -30,7 +30,7 @@ fn row(summary: &Summary) -> String {
     let median = median.as_ref();
     let failed = if *failures == 0 { String::new() } else { format!(", {failures} failed") };
     format!(
-        "{name:<26} {:>9} {:>9} {:>9} {:>11} {:>11} {:>6}{failed}\n",
+        "{name:<30} {:>9} {:>9} {:>9} {:>11} {:>11} {:>6}{failed}\n",
         value(median.map(|sample| sample.init_seconds), 2),
         value(median.map(|sample| sample.total_seconds), 2),
         value(median.map(|sample| sample.peak_mib), 0),
