@@ -19,7 +19,7 @@ mod tests;
 mod transports;
 mod variant;
 
-pub use boot::Blob;
+pub use boot::{Blob, ImageKind};
 pub use error::{MachineError, VariantError};
 pub use machine::{Machine, SerialPort, TRIPLE_FAULT};
 pub use options::{AccelChoice, Decompress, Host, MIB, OnOffAuto, OnReboot, Options};

@@ -1,5 +1,37 @@
-//! The Nitro Enclave machine: microvm with an EIF for a kernel and an NSM.
+//! The Nitro Enclave machine: microvm with an EIF for a kernel, and an NSM that answers for what was booted.
+//!
+//! A variant of [`microvm`] as in QEMU 10 (hw/i386/nitro_enclave.c): it takes Enclave Images and nothing else, boots the kernel, the ramdisks and the command line
+//! within, and adds a virtio NSM whose PCRs hold the image's measurements. ACPI is off unless asked for, since enclaves' kernels have none.
+//!
+//! Deliberately missing: vsock to the parent, and signed attestation documents.
 
+#![forbid(unsafe_code)]
+
+mod enclave;
+mod error;
 mod options;
+#[cfg(test)]
+mod tests;
 
+use microvm::{Host, Machine, MachineError, OnOffAuto, Options};
+
+pub use enclave::Enclave;
+pub use error::EnclaveError;
 pub use options::{DEFAULT_PARENT_ID, EnclaveOptions};
+
+/// The board's options with this machine type's defaults: `acpi = auto` is off.
+pub fn with_defaults(mut options: Options) -> Options {
+    if options.acpi == OnOffAuto::Auto {
+        options.acpi = OnOffAuto::Off;
+    }
+    options
+}
+
+/// Builds an enclave from the EIF that `options.kernel` names; `options.initrd` and `options.cmdline` are appended to the image's.
+///
+/// # Errors
+/// [`MachineError`], with an [`EnclaveError`] inside [`MachineError::Variant`] where the image or the enclave's own options are to blame.
+pub fn machine(options: Options, enclave: EnclaveOptions, host: Host) -> Result<Machine, MachineError> {
+    let variant = Enclave::new(enclave).map_err(|error| MachineError::Variant(error.into()))?;
+    Machine::new(with_defaults(options), Box::new(variant), host)
+}
