@@ -311,7 +311,8 @@ impl Core {
         if self.cpl == 3 {
             mode |= DecodeMode::USER;
         }
-        if self.segments[seg::SS].has(Segment::DB) {
+        // In 64-bit code SS.B means nothing, and must not make two blocks of one piece of code.
+        if mode & DecodeMode::CODE64 == 0 && self.segments[seg::SS].has(Segment::DB) {
             mode |= DecodeMode::STACK32;
         }
         if self.cr0 & cr0::PE == 0 || self.is_v86() {
@@ -334,6 +335,36 @@ impl Core {
             *base = segment.base;
         }
         self.segment_bases[seg::FLAT] = 0;
+        self.update_rights();
+    }
+
+    /// Recomputes what CS, SS and CPL decide, for transfers that change nothing else (SYSCALL, IRET, events): the hot part of [`Self::update_mode`].
+    #[inline]
+    pub fn update_code_mode(&mut self) {
+        const KEPT: u32 = DecodeMode::LONG
+            | DecodeMode::REAL
+            | DecodeMode::X87
+            | DecodeMode::SSE
+            | DecodeMode::AVX
+            | DecodeMode::TASK_SWITCHED;
+        let (cs, ss) = (&self.segments[seg::CS], &self.segments[seg::SS]);
+        let mut mode = self.mode.0 & KEPT;
+        if mode & DecodeMode::LONG != 0 && cs.has(Segment::L) {
+            mode |= DecodeMode::CODE64;
+        } else {
+            if cs.has(Segment::DB) {
+                mode |= DecodeMode::CODE32;
+            }
+            if ss.has(Segment::DB) {
+                mode |= DecodeMode::STACK32;
+            }
+        }
+        if self.cpl == 3 {
+            mode |= DecodeMode::USER;
+        }
+        self.mode = DecodeMode(mode);
+        self.segment_bases[seg::CS] = cs.base;
+        self.segment_bases[seg::SS] = ss.base;
         self.update_rights();
     }
 

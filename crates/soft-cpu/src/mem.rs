@@ -55,15 +55,39 @@ impl Core {
         }
     }
 
+    /// Loads with the rights given, whatever the current ones.
+    ///
+    /// # Errors
+    /// A page fault or #GP (not canonical).
+    #[inline]
+    pub fn read_as<T: Scalar>(&mut self, rights: Rights, linear: u64) -> Outcome<T> {
+        match self.tlb.lookup(rights, false, linear, T::SIZE) {
+            Some(host) => Ok(host.load()),
+            None => self.read_slow(linear, rights),
+        }
+    }
+
+    /// Stores with the rights given, whatever the current ones.
+    ///
+    /// # Errors
+    /// A page fault or #GP (not canonical).
+    #[inline]
+    pub fn write_as<T: Scalar>(&mut self, rights: Rights, linear: u64, value: T) -> Outcome {
+        match self.tlb.lookup(rights, true, linear, T::SIZE) {
+            Some(host) => {
+                host.store(value);
+                Ok(())
+            }
+            None => self.write_slow(linear, value, rights),
+        }
+    }
+
     /// Loads as the processor itself does (descriptor tables, TSS): with supervisor rights, whatever the CPL.
     ///
     /// # Errors
     /// A page fault or #GP (not canonical).
     pub fn read_system<T: Scalar>(&mut self, linear: u64) -> Outcome<T> {
-        match self.tlb.lookup(Rights::Supervisor, false, linear, T::SIZE) {
-            Some(host) => Ok(host.load()),
-            None => self.read_slow(linear, Rights::Supervisor),
-        }
+        self.read_as(Rights::Supervisor, linear)
     }
 
     /// Stores as the processor itself does: with supervisor rights, whatever the CPL.
@@ -71,16 +95,10 @@ impl Core {
     /// # Errors
     /// A page fault or #GP (not canonical).
     pub fn write_system<T: Scalar>(&mut self, linear: u64, value: T) -> Outcome {
-        match self.tlb.lookup(Rights::Supervisor, true, linear, T::SIZE) {
-            Some(host) => {
-                host.store(value);
-                Ok(())
-            }
-            None => self.write_slow(linear, value, Rights::Supervisor),
-        }
+        self.write_as(Rights::Supervisor, linear, value)
     }
 
-    /// Checks `linear` for writing `size` bytes (1 to 64) and returns where they go. Use it before a read-modify-write (which faults as a write) and
+    /// Checks `linear` for writing `size` bytes (1 to 4096) and returns where they go. Use it before a read-modify-write (which faults as a write) and
     /// where an instruction writes several places and must not stop half-way.
     ///
     /// # Errors
@@ -117,7 +135,8 @@ impl Core {
         }
     }
 
-    /// Stores bytes (up to 64) to a prepared place.
+    /// Stores bytes (as many as were prepared, or fewer) to a prepared place.
+    #[inline(always)]
     pub fn slot_write_bytes(&mut self, slot: WriteSlot, bytes: &[u8]) {
         match slot {
             WriteSlot::Host(host) => store_bytes(host, bytes),
@@ -125,23 +144,46 @@ impl Core {
         }
     }
 
-    /// Loads `bytes.len()` bytes (up to 4096) at `linear` with the current rights.
+    /// Loads `bytes.len()` bytes (1 to 4096) at `linear` with the current rights.
     ///
     /// # Errors
     /// A page fault or #GP (not canonical).
+    #[inline(always)]
     pub fn read_bytes(&mut self, linear: u64, bytes: &mut [u8]) -> Outcome {
-        let (first, second) = self.translate_range(linear, bytes.len(), Access::Read, self.rights)?;
-        self.physical_read(first, second, bytes);
+        match self.tlb.lookup(self.rights, false, linear, bytes.len()) {
+            Some(host) => {
+                load_bytes(host, bytes);
+                Ok(())
+            }
+            None => self.read_bytes_slow(linear, bytes),
+        }
+    }
+
+    /// Stores `bytes` (1 to 4096) at `linear` with the current rights: all of them or, on a fault, none.
+    ///
+    /// # Errors
+    /// A page fault or #GP (not canonical).
+    #[inline(always)]
+    pub fn write_bytes(&mut self, linear: u64, bytes: &[u8]) -> Outcome {
+        let slot = self.prepare_write(linear, bytes.len())?;
+        self.slot_write_bytes(slot, bytes);
         Ok(())
     }
 
-    /// Stores `bytes` (up to 4096) at `linear` with the current rights: all of them or, on a fault, none.
-    ///
-    /// # Errors
-    /// A page fault or #GP (not canonical).
-    pub fn write_bytes(&mut self, linear: u64, bytes: &[u8]) -> Outcome {
-        let (first, second) = self.translate_range(linear, bytes.len(), Access::Write, self.rights)?;
-        self.physical_write(first, second, bytes);
+    #[cold]
+    #[inline(never)]
+    fn read_bytes_slow(&mut self, linear: u64, bytes: &mut [u8]) -> Outcome {
+        let rights = self.rights;
+        if bytes.len() > bytes_before_page_end(linear) {
+            let (first, second) = self.translate_range(linear, bytes.len(), Access::Read, rights)?;
+            self.physical_read(first, second, bytes);
+            return Ok(());
+        }
+        let translation = self.translate(linear, Access::Read, rights)?;
+        if let Some(host) = self.ram.host(translation.physical) {
+            self.tlb.insert(rights, false, linear, host, translation.global, translation.large);
+        }
+        self.physical_read_page(translation.physical, bytes);
         Ok(())
     }
 
@@ -169,6 +211,35 @@ impl Core {
                 let old = self.slot_read(slot);
                 self.slot_write(slot, f(old));
                 Ok(old)
+            }
+        }
+    }
+
+    /// LOCK CMPXCHG16B at a `linear` address that is a multiple of 16: `Ok` when memory held `current` and now holds `new`, else `Err` with what it holds.
+    ///
+    /// # Errors
+    /// A page fault or #GP (not canonical).
+    pub fn locked_compare_exchange_16(
+        &mut self,
+        linear: u64,
+        current: u128,
+        new: u128,
+    ) -> Outcome<Result<u128, u128>> {
+        debug_assert!(linear % 16 == 0);
+        match self.prepare_write(linear, 16)? {
+            WriteSlot::Host(host) => Ok(host.compare_exchange_16(current, new)),
+            WriteSlot::Slow { first, second } => {
+                if let Some(host) = self.ram.host(first) {
+                    let found = host.compare_exchange_16(current, new);
+                    self.code_written(first, 16);
+                    return Ok(found);
+                }
+                let mut bytes = [0; 16];
+                self.physical_read(first, second, &mut bytes);
+                let found = u128::from_le_bytes(bytes);
+                let value = if found == current { new } else { found };
+                self.physical_write(first, second, &value.to_le_bytes());
+                Ok(if found == current { Ok(found) } else { Err(found) })
             }
         }
     }
@@ -337,6 +408,7 @@ fn device_parts(address: u64, len: usize) -> impl Iterator<Item = (std::ops::Ran
     })
 }
 
+#[inline(always)]
 fn load_bytes(host: HostAddress, bytes: &mut [u8]) {
     let mut chunks = bytes.chunks_exact_mut(8);
     let mut at = host.raw();
@@ -350,6 +422,7 @@ fn load_bytes(host: HostAddress, bytes: &mut [u8]) {
     }
 }
 
+#[inline(always)]
 fn store_bytes(host: HostAddress, bytes: &[u8]) {
     let chunks = bytes.chunks_exact(8);
     let rest = chunks.remainder();

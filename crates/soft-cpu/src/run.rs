@@ -48,10 +48,13 @@ impl Cpu {
         let limit = core.counters.instructions.saturating_add(budget);
         core.serve_shootdowns();
         loop {
+            let mut shadowed = false;
             if core.has_attention() || core.halted {
                 if let Some(exit) = core.serve_attention() {
                     return exit;
                 }
+                // What waits comes right after the one instruction that the shadow covers: it may be followed by a CLI in the same block.
+                shadowed = core.shadow != InterruptShadow::None;
             }
             if core.counters.instructions >= limit {
                 return Exit::Budget;
@@ -61,7 +64,7 @@ impl Cpu {
                 Ok(block) => {
                     core.shadow = InterruptShadow::None;
                     let trap = core.system_flags & rflags::TF != 0;
-                    core.block_end = if trap { 1 } else { block.ops.len() };
+                    core.block_end = if trap || shadowed { 1 } else { block.ops.len() };
                     core.rip = block.next_rip;
                     let mut at = 0;
                     let result = loop {
@@ -84,8 +87,8 @@ impl Cpu {
                                 core.rip = block.rip.wrapping_add(u64::from(op.offset) + u64::from(op.len))
                                     & block.mode().ip_mask();
                             }
-                            if trap {
-                                core.single_step_trap();
+                            if trap && core.single_step_trap().is_err() {
+                                return Exit::Shutdown;
                             }
                             continue;
                         }
