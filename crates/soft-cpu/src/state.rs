@@ -1,8 +1,15 @@
 //! Between the interpreter's state and the plain-data [`CpuState`].
 
-use x86::{Activity, CpuState};
+use x86::{Activity, CpuState, cr0, cr4, efer};
 
 use crate::core::{Core, seg};
+use crate::ram::Ram;
+
+/// The PDPTEs that PAE paging outside IA-32e mode would have loaded with CR3.
+fn state_pdptes(ram: &Ram, state: &CpuState) -> [u64; 4] {
+    let pae = state.cr0 & cr0::PG != 0 && state.cr4 & cr4::PAE != 0 && state.efer & efer::LMA == 0;
+    std::array::from_fn(|n| if pae { ram.load((state.cr3 & 0xffff_ffe0) + n as u64 * 8).unwrap_or(0) } else { 0 })
+}
 
 impl Core {
     /// Loads everything but what the platform holds (TSC, APIC base, CR8) and the activity beyond HLT.
@@ -24,6 +31,12 @@ impl Core {
         self.shadow = state.interrupt_shadow;
         self.nmi_blocked = state.nmi_blocked;
         self.halted = state.activity == Activity::Halted;
+        self.pdptes = state_pdptes(&self.ram, state);
+        for (number, value) in &state.msrs {
+            if !self.msrs.restore(*number, *value) {
+                tracing::debug!(msr = format_args!("{number:#x}"), "the core does not hold this MSR of a loaded state");
+            }
+        }
         self.update_mode();
         self.flush_translations();
     }
@@ -42,6 +55,7 @@ impl Core {
         (state.cr0, state.cr2, state.cr3, state.cr4) = (self.cr0, self.cr2, self.cr3, self.cr4);
         (state.efer, state.xcr0) = (self.efer, self.xcr0);
         (state.dr, state.dr6, state.dr7) = (self.dr, self.dr6, self.dr7);
+        state.msrs = self.msrs.save();
         state.xsave = self.fpu.image.to_vec();
         state.activity = if self.halted { Activity::Halted } else { Activity::Running };
         state.interrupt_shadow = self.shadow;
