@@ -161,6 +161,48 @@ impl HostAddress {
         unsafe { write_unaligned_volatile(self.0 as *mut T, value) }
     }
 
+    /// Copies `count` integers from `from` upwards, one after the other as REP MOVS does: in an overlap, what has just been stored is copied again.
+    /// All of both ranges lies within their pages.
+    #[inline(always)]
+    pub fn copy_forward<T: Scalar>(self, from: Self, count: usize) {
+        debug_assert!((self.0 & 0xfff) + count * T::SIZE <= 4096 && (from.0 & 0xfff) + count * T::SIZE <= 4096);
+        // SAFETY: as for `load` and `store`; the direction flag is clear between Rust statements.
+        unsafe {
+            macro_rules! copy {
+                ($instruction:literal) => {
+                    asm!($instruction, inout("rcx") count => _, inout("rsi") from.0 => _, inout("rdi") self.0 => _, options(nostack, preserves_flags))
+                };
+            }
+            match T::SIZE {
+                1 => copy!("rep movsb"),
+                2 => copy!("rep movsw"),
+                4 => copy!("rep movsd"),
+                _ => copy!("rep movsq"),
+            }
+        }
+    }
+
+    /// Stores `value` `count` times upwards; the whole range lies within this page.
+    #[inline(always)]
+    pub fn fill<T: Scalar>(self, value: T, count: usize) {
+        debug_assert!((self.0 & 0xfff) + count * T::SIZE <= 4096);
+        let value = value.widen();
+        // SAFETY: as for `store`; the direction flag is clear between Rust statements.
+        unsafe {
+            macro_rules! fill {
+                ($instruction:literal) => {
+                    asm!($instruction, inout("rcx") count => _, in("rax") value, inout("rdi") self.0 => _, options(nostack, preserves_flags))
+                };
+            }
+            match T::SIZE {
+                1 => fill!("rep stosb"),
+                2 => fill!("rep stosw"),
+                4 => fill!("rep stosd"),
+                _ => fill!("rep stosq"),
+            }
+        }
+    }
+
     /// LOCK CMPXCHG: `Ok` when memory held `current` and now holds `new`, else `Err` with what it holds. Any alignment within the page.
     #[inline(always)]
     pub fn compare_exchange<T: Scalar>(self, current: T, new: T) -> Result<T, T> {
@@ -191,14 +233,15 @@ impl HostAddress {
     pub fn compare_exchange_16(self, current: u128, new: u128) -> Result<u128, u128> {
         debug_assert!(self.0 % 16 == 0);
         let (mut low, mut high) = (current as u64, (current >> 64) as u64);
-        // SAFETY: as for `load`; rbx is saved and restored because the compiler keeps it for itself.
+        // SAFETY: as for `load`; rbx is saved and restored because the compiler keeps it for itself. The other registers are named, so that none of them
+        // is rbx.
         unsafe {
             asm!(
-                "xchg {new_low}, rbx",
-                "lock cmpxchg16b xmmword ptr [{p}]",
-                "mov rbx, {new_low}",
-                p = in(reg) self.0,
-                new_low = inout(reg) new as u64 => _,
+                "xchg rsi, rbx",
+                "lock cmpxchg16b xmmword ptr [rdi]",
+                "mov rbx, rsi",
+                in("rdi") self.0,
+                inout("rsi") new as u64 => _,
                 in("rcx") (new >> 64) as u64,
                 inout("rax") low,
                 inout("rdx") high,
