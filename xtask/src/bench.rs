@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::command;
 use crate::error::{Error, Result};
-use crate::guest::{Small, Stock};
+use crate::guest::{self, Small, Stock};
 use crate::image::Image;
 use crate::launch::{self, Accel, End, Guest, Machine, QEMU, Vmm};
 use crate::paths::{self, Paths};
@@ -33,6 +33,9 @@ pub(crate) struct Arguments {
     /// Only benchmarks whose names contain this, for example `small` or `vmm/`
     #[arg(long, value_name = "FILTER")]
     only: Option<String>,
+    /// A kernel of your own in place of the small one; the stock kernel is left out
+    #[arg(long, value_name = "PATH")]
+    kernel: Option<PathBuf>,
     /// A launcher of your own instead of building one
     #[arg(long, value_name = "PATH")]
     vmm: Option<PathBuf>,
@@ -67,7 +70,11 @@ impl Contender {
 
     fn command(&self, guest: &Guest) -> Command {
         match self {
-            Self::Vmm(vmm) => vmm.command(guest),
+            Self::Vmm(vmm) => {
+                let mut command = vmm.command(guest);
+                command.arg("--stats");
+                command
+            }
             Self::Qemu => launch::qemu_command(guest),
         }
     }
@@ -92,6 +99,8 @@ struct Sample {
     total_seconds: f64,
     /// The largest resident set.
     peak_mib: f64,
+    /// Millions of instructions that the guest executed, where the launcher counts them.
+    million_instructions: Option<f64>,
     /// Millions of instructions a second in registers, where the guest measured it.
     register_mips: Option<f64>,
     /// The same with memory.
@@ -124,16 +133,14 @@ pub(crate) fn run(arguments: &Arguments, paths: &Paths) -> Result<()> {
     if arguments.runs == 0 {
         return Err(Error::Advice("--runs must be at least 1".to_owned()));
     }
-    let small = Image::of_small(paths, &Small::get(paths, false)?.bzimage)?;
-    let stock = Stock::get(paths, false)?;
-    let stock = Image::of_stock(paths, &stock.vmlinuz, &stock.modules)?;
+    let (small, stock) = images(arguments.kernel.as_deref(), paths)?;
     let mut contenders = vec![Contender::Vmm(Vmm::build(paths, arguments.vmm.as_deref(), arguments.accel)?)];
     if command::exists(QEMU) {
         contenders.push(Contender::Qemu);
     } else {
         eprintln!("{QEMU} is not installed: no comparison (apt-get install qemu-system-x86)");
     }
-    let mut benches = benches(&contenders, &small, &stock, arguments.cpus);
+    let mut benches = benches(&contenders, &small, stock.as_ref(), arguments.cpus);
     if let Some(filter) = &arguments.only {
         benches.retain(|bench| bench.name.contains(filter.as_str()));
     }
@@ -158,16 +165,27 @@ pub(crate) fn run(arguments: &Arguments, paths: &Paths) -> Result<()> {
     Ok(())
 }
 
+/// The small kernel and the stock kernel, or the user's own kernel alone.
+fn images(own: Option<&Path>, paths: &Paths) -> Result<(Image, Option<Image>)> {
+    if let Some(kernel) = own {
+        return Ok((Image::of_small(paths, &guest::own_kernel(kernel)?)?, None));
+    }
+    let small = Image::of_small(paths, &Small::get(paths, false)?.bzimage)?;
+    let stock = Stock::get(paths, false)?;
+    Ok((small, Some(Image::of_stock(paths, &stock.vmlinuz, &stock.modules)?)))
+}
+
 /// For each guest first ours, then QEMU's.
-fn benches<'a>(contenders: &'a [Contender], small: &'a Image, stock: &'a Image, cpus: u32) -> Vec<Bench<'a>> {
+fn benches<'a>(contenders: &'a [Contender], small: &'a Image, stock: Option<&'a Image>, cpus: u32) -> Vec<Bench<'a>> {
     let loops = format!("vmm.work=loop:{LOOP},memory:{MEMORY_LOOP}");
     let guests = [
-        ("small kernel", small, false, 256, End::Reset, ""),
+        ("small kernel", Some(small), false, 256, End::Reset, ""),
         ("stock kernel", stock, true, 512, End::PowerOff, ""),
-        ("processor", small, false, 256, End::Reset, loops.as_str()),
+        ("processor", Some(small), false, 256, End::Reset, loops.as_str()),
     ];
     let mut benches = Vec::new();
     for (name, image, acpi, memory, end, work) in guests {
+        let Some(image) = image else { continue };
         for contender in contenders {
             let append = format!("{} {work}", end.argument()).trim().to_owned();
             let guest = Guest { machine: Machine::Microvm, image, acpi, cpus, memory, append, settings: &[] };
@@ -223,6 +241,7 @@ fn sample(run: &Run) -> Option<Sample> {
         init_seconds: report.entry("init")?.at.as_secs_f64(),
         total_seconds: run.elapsed.as_secs_f64(),
         peak_mib: run.peak_kib as f64 / 1024.0,
+        million_instructions: instructions(run),
         register_mips: mips(&report, "loop:"),
         memory_mips: mips(&report, "memory:"),
     })
@@ -236,6 +255,12 @@ fn mips(report: &Report, work: &str) -> Option<f64> {
     (nanoseconds > 0.0).then(|| instructions / nanoseconds * 1000.0)
 }
 
+/// The count in the launcher's line `vmm: stats: instructions 3000000 (2.0 million/s)`.
+fn instructions(run: &Run) -> Option<f64> {
+    let count = run.errors.iter().find_map(|line| line.text.strip_prefix("vmm: stats: instructions "))?;
+    Some(count.split(' ').next()?.parse::<f64>().ok()? / 1e6)
+}
+
 /// The median of each value by itself.
 fn median(samples: &[Sample]) -> Option<Sample> {
     let of = |value: &dyn Fn(&Sample) -> Option<f64>| middle(samples.iter().filter_map(value).collect());
@@ -243,6 +268,7 @@ fn median(samples: &[Sample]) -> Option<Sample> {
         init_seconds: of(&|sample| Some(sample.init_seconds))?,
         total_seconds: of(&|sample| Some(sample.total_seconds))?,
         peak_mib: of(&|sample| Some(sample.peak_mib))?,
+        million_instructions: of(&|sample| sample.million_instructions),
         register_mips: of(&|sample| sample.register_mips),
         memory_mips: of(&|sample| sample.memory_mips),
     })
@@ -288,6 +314,13 @@ mod tests {
     fn speed_is_read_from_the_guests_work_line() {
         let run = run_with(&["vmm-guest: work=loop:800 instructions=800 ns=10000"]);
         assert_eq!(mips(&Report::of(&run), "loop:"), Some(80.0));
+    }
+
+    #[test]
+    fn the_launchers_count_of_instructions_is_read() {
+        let mut run = run_with(&["vmm: stats: instructions 3000000 (2.0 million/s)"]);
+        std::mem::swap(&mut run.console, &mut run.errors);
+        assert_eq!(instructions(&run), Some(3.0));
     }
 
     #[test]

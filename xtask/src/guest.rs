@@ -16,7 +16,7 @@ pub(crate) use small::Small;
 pub(crate) use stock::Stock;
 
 use crate::error::{Error, FileContext, Result};
-use crate::initramfs::{self, Ramdisks};
+use crate::image::Image;
 use crate::paths::{self, Paths};
 
 /// `cargo xtask guest`.
@@ -31,25 +31,35 @@ pub(crate) struct Arguments {
     /// Only the small kernel
     #[arg(long)]
     small: bool,
+    /// A kernel of your own: nothing is fetched, and an enclave image is made of it
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["refresh", "stock", "small"])]
+    kernel: Option<PathBuf>,
 }
 
-/// Gets what was asked for and says where it is.
+/// Gets what was asked for, builds what boots with it, and says where it all is.
 pub(crate) fn run(arguments: &Arguments, paths: &Paths) -> Result<()> {
-    let Ramdisks { init, application } = initramfs::build(paths, &[])?;
+    if let Some(kernel) = &arguments.kernel {
+        show("your kernel", None, &Image::of_small(paths, &own_kernel(kernel)?)?);
+        return Ok(());
+    }
     if !arguments.small {
         let stock = Stock::get(paths, arguments.refresh)?;
-        let ramdisks = initramfs::build(paths, &stock.modules)?;
-        println!("stock kernel    {} {}", stock.version, stock.vmlinuz.display());
-        println!("  initramfs     {}", ramdisks.init.display());
+        show("stock kernel", Some(&stock.version), &Image::of_stock(paths, &stock.vmlinuz, &stock.modules)?);
     }
     if !arguments.stock {
         let small = Small::get(paths, arguments.refresh)?;
-        println!("small kernel    {} {}", small.version, small.bzimage.display());
-        println!("  as ELF        {}", small.vmlinux.display());
-        println!("  initramfs     {}", init.display());
+        show("small kernel", Some(&small.version), &Image::of_small(paths, &small.bzimage)?);
+        println!("  as ELF file     {}", small.vmlinux.display());
     }
-    println!("second ramdisk  {}", application.display());
     Ok(())
+}
+
+fn show(name: &str, version: Option<&str>, image: &Image) {
+    println!("{name} {}", version.unwrap_or_default());
+    println!("  kernel          {}", image.kernel.display());
+    println!("  init's ramdisk  {}", image.ramdisks.init.display());
+    println!("  second ramdisk  {}", image.ramdisks.application.display());
+    println!("  enclave image   {}", image.eif.display());
 }
 
 /// Holds the cache against another xtask that fetches or builds at the same time.
