@@ -11,6 +11,7 @@ use crate::core::{Core, DecodeMode, Outcome};
 use crate::decode;
 use crate::mmu::Access;
 use crate::op::Op;
+use crate::simd::ThunkCache;
 
 /// Most instructions in one block.
 pub const MAX_BLOCK_OPS: usize = 64;
@@ -64,6 +65,7 @@ struct FetchEntry {
 pub struct BlockCache {
     table: Vec<Option<Box<Block>>>,
     ops: usize,
+    thunks: ThunkCache,
     fetch: Box<[FetchEntry; FETCH_SLOTS]>,
 }
 
@@ -81,6 +83,7 @@ impl BlockCache {
         Self {
             table: std::iter::repeat_with(|| None).take(TABLE_SLOTS).collect(),
             ops: 0,
+            thunks: ThunkCache::new(),
             fetch: Box::new([NO_FETCH; FETCH_SLOTS]),
         }
     }
@@ -89,6 +92,7 @@ impl BlockCache {
     pub fn clear(&mut self) {
         self.table.fill_with(|| None);
         self.ops = 0;
+        self.thunks.clear();
     }
 
     #[inline(always)]
@@ -138,10 +142,10 @@ impl BlockCache {
         {
             return Ok(());
         }
-        if self.ops > MAX_OPS {
+        if self.ops > MAX_OPS || !self.thunks.has_room_for(MAX_BLOCK_OPS) {
             self.clear();
         }
-        let block = Block::decode(core, key, linear)?;
+        let block = Block::decode(core, key, linear, &mut self.thunks)?;
         self.ops += block.ops.len();
         if let Some(old) = self.table[slot].replace(Box::new(block)) {
             self.ops -= old.ops.len();
@@ -211,7 +215,7 @@ impl Block {
         self.sources.iter_mut().flatten().all(|source| source.revalidate(core))
     }
 
-    fn decode(core: &mut Core, key: Key, linear: u64) -> Outcome<Self> {
+    fn decode(core: &mut Core, key: Key, linear: u64, thunks: &mut ThunkCache) -> Outcome<Self> {
         core.counters.decoded += 1;
         let here = (4096 - (linear & 0xfff) as usize).min(MAX_BLOCK_OPS * MAX_INSTRUCTION_LEN);
         let mut bytes = [0; MAX_BLOCK_OPS * MAX_INSTRUCTION_LEN];
@@ -221,9 +225,9 @@ impl Block {
             if seen == 0 {
                 return Self::outside_ram(core, key);
             }
-            let (ops, used) = decode::decode_block(&bytes[..seen], key.rip, key.mode);
+            let (ops, used) = decode::decode_block(&bytes[..seen], key.rip, key.mode, thunks);
             if ops.is_empty() {
-                return Self::decode_crossing(core, key, linear, seen);
+                return Self::decode_crossing(core, key, linear, seen, thunks);
             }
             let Some(source) = Source::watch(core, key.physical, used) else { return core.raise(exception::UD) };
             if *source.bytes == bytes[..used] {
@@ -234,7 +238,7 @@ impl Block {
     }
 
     /// One instruction that starts with the last `here` bytes of one page and goes on in the next.
-    fn decode_crossing(core: &mut Core, key: Key, linear: u64, here: usize) -> Outcome<Self> {
+    fn decode_crossing(core: &mut Core, key: Key, linear: u64, here: usize, thunks: &mut ThunkCache) -> Outcome<Self> {
         let next_linear = if core.is_long() {
             linear.wrapping_add(here as u64)
         } else {
@@ -250,7 +254,7 @@ impl Block {
         };
         let mut bytes = first.bytes.to_vec();
         bytes.extend_from_slice(&second.bytes);
-        let (ops, used) = decode::decode_one(&bytes, key.rip, key.mode);
+        let (ops, used) = decode::decode_one(&bytes, key.rip, key.mode, thunks);
         let next_rip = key.rip.wrapping_add(used as u64) & key.mode.ip_mask();
         Ok(Self { key, next_rip, rip: key.rip, ops, sources: [Some(first), Some(second)] })
     }

@@ -8,6 +8,7 @@ use x86::exception;
 use crate::block::MAX_BLOCK_OPS;
 use crate::core::{Core, DecodeMode, GPR_ZERO, Outcome, seg};
 use crate::op::{Handler, Mem, Op, byte_register};
+use crate::simd::ThunkCache;
 use crate::{integer, simd, system};
 
 /// A lowered instruction, not yet placed in its block.
@@ -147,28 +148,29 @@ fn invalid_opcode(core: &mut Core, _: &Op) -> Outcome {
     core.raise(exception::UD)
 }
 
-fn lower(i: &Instruction, mode: DecodeMode) -> Lowered {
+fn lower(i: &Instruction, mode: DecodeMode, thunks: &mut ThunkCache) -> Lowered {
     if i.is_invalid() {
         return Lowered::new(invalid_opcode).ends_block();
     }
-    integer::lower(i, mode).or_else(|| system::lower(i, mode)).or_else(|| simd::lower(i, mode)).unwrap_or_else(|| {
+    integer::lower(i, mode).or_else(|| system::lower(i, mode)).or_else(|| simd::lower(i, mode, thunks)).unwrap_or_else(|| {
         tracing::debug!(instruction = ?i.code(), rip = format_args!("{:#x}", i.ip()), "instruction is not implemented");
         Lowered::new(invalid_opcode).ends_block()
     })
 }
 
 /// Decodes a run of instructions from `bytes` (not past their end), and how many bytes it took. Empty when the first instruction does not fit.
-pub fn decode_block(bytes: &[u8], rip: u64, mode: DecodeMode) -> (Box<[Op]>, usize) {
-    decode_up_to(bytes, rip, mode, MAX_BLOCK_OPS)
+/// The operations live no longer than what `thunks` holds.
+pub fn decode_block(bytes: &[u8], rip: u64, mode: DecodeMode, thunks: &mut ThunkCache) -> (Box<[Op]>, usize) {
+    decode_up_to(bytes, rip, mode, MAX_BLOCK_OPS, thunks)
 }
 
 /// Decodes one instruction from `bytes`; if they are too few it is an invalid opcode, for longer ones do not exist.
-pub fn decode_one(bytes: &[u8], rip: u64, mode: DecodeMode) -> (Box<[Op]>, usize) {
-    let (ops, used) = decode_up_to(bytes, rip, mode, 1);
+pub fn decode_one(bytes: &[u8], rip: u64, mode: DecodeMode, thunks: &mut ThunkCache) -> (Box<[Op]>, usize) {
+    let (ops, used) = decode_up_to(bytes, rip, mode, 1, thunks);
     if ops.is_empty() { (Box::new([Lowered::new(invalid_opcode).op]), bytes.len()) } else { (ops, used) }
 }
 
-fn decode_up_to(bytes: &[u8], rip: u64, mode: DecodeMode, most: usize) -> (Box<[Op]>, usize) {
+fn decode_up_to(bytes: &[u8], rip: u64, mode: DecodeMode, most: usize, thunks: &mut ThunkCache) -> (Box<[Op]>, usize) {
     let mut decoder = Decoder::with_ip(mode.bitness(), bytes, rip, DecoderOptions::NONE);
     let mut ops = Vec::with_capacity(8);
     let mut used = 0;
@@ -178,7 +180,7 @@ fn decode_up_to(bytes: &[u8], rip: u64, mode: DecodeMode, most: usize) -> (Box<[
         if instruction.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes {
             break;
         }
-        let mut lowered = lower(&instruction, mode);
+        let mut lowered = lower(&instruction, mode, thunks);
         lowered.op.offset = used as u16;
         lowered.op.len = instruction.len() as u8;
         used = decoder.position();

@@ -18,7 +18,7 @@ pub mod op;
 pub mod platform;
 pub mod ram;
 pub mod run;
-mod simd;
+pub mod simd;
 pub mod smp;
 mod state;
 mod system;

@@ -26,8 +26,7 @@ impl Core {
         if self.is_v86() {
             self.cpl = 3;
         }
-        let len = self.fpu.image.len().min(state.xsave.len());
-        self.fpu.image[..len].copy_from_slice(&state.xsave[..len]);
+        self.fpu.load_image(&state.xsave);
         self.shadow = state.interrupt_shadow;
         self.nmi_blocked = state.nmi_blocked;
         self.halted = state.activity == Activity::Halted;
@@ -56,7 +55,7 @@ impl Core {
         (state.efer, state.xcr0) = (self.efer, self.xcr0);
         (state.dr, state.dr6, state.dr7) = (self.dr, self.dr6, self.dr7);
         state.msrs = self.msrs.save();
-        state.xsave = self.fpu.image.to_vec();
+        state.xsave = self.fpu.save_image();
         state.activity = if self.halted { Activity::Halted } else { Activity::Running };
         state.interrupt_shadow = self.shadow;
         state.nmi_blocked = self.nmi_blocked;

@@ -1,0 +1,130 @@
+//! The memory that thunks lie in: a file in memory mapped twice, once writable and once executable, so that no address is both.
+
+#![expect(unsafe_code, reason = "maps memory for generated code and copies the code into it")]
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::ptr;
+
+use crate::fpu::FpuState;
+
+/// Size of the arena in bytes; pages are taken as they are filled. A thunk is about 60 bytes.
+pub(super) const ARENA_SIZE: usize = 4 << 20;
+
+const NAME: &CStr = c"vmm-thunks";
+
+/// Generated code, appended until it is all forgotten at once.
+pub(super) struct Arena {
+    writable: *mut u8,
+    executable: *const u8,
+    used: usize,
+}
+
+// SAFETY: the arena owns both mappings, and writes to them only through `&mut self`.
+unsafe impl Send for Arena {}
+
+impl Arena {
+    /// An empty arena.
+    pub(super) fn new() -> io::Result<Self> {
+        // SAFETY: a system call with a valid name; the descriptor it returns is ours alone.
+        let file = unsafe {
+            let fd = libc::memfd_create(NAME.as_ptr(), libc::MFD_CLOEXEC);
+            if fd < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            OwnedFd::from_raw_fd(fd)
+        };
+        // SAFETY: a system call on a descriptor of ours.
+        if unsafe { libc::ftruncate(file.as_raw_fd(), ARENA_SIZE as libc::off_t) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let writable = map(&file, libc::PROT_READ | libc::PROT_WRITE)?;
+        match map(&file, libc::PROT_READ | libc::PROT_EXEC) {
+            Ok(executable) => Ok(Self { writable, executable, used: 0 }),
+            Err(error) => {
+                // SAFETY: unmaps what was just mapped and nothing points into.
+                unsafe { libc::munmap(writable.cast(), ARENA_SIZE) };
+                Err(error)
+            }
+        }
+    }
+
+    /// Bytes that are still free.
+    pub(super) fn room(&self) -> usize {
+        ARENA_SIZE - self.used
+    }
+
+    /// Appends `code` at a 16-byte boundary and returns the address at which it can be called; `None` if the arena is full.
+    pub(super) fn append(&mut self, code: &[u8]) -> Option<u64> {
+        let at = self.used;
+        let end = at.checked_add(code.len())?;
+        if end > ARENA_SIZE {
+            return None;
+        }
+        // SAFETY: `at..end` lies in the mapping, and nothing else writes to it.
+        unsafe { ptr::copy_nonoverlapping(code.as_ptr(), self.writable.add(at), code.len()) };
+        self.used = end.next_multiple_of(16).min(ARENA_SIZE);
+        Some(self.executable as u64 + at as u64)
+    }
+
+    /// Forgets all code. Nobody may call it any more.
+    pub(super) fn clear(&mut self) {
+        self.used = 0;
+        // What lay here may have been fetched through the other mapping, which the processor need not notice: CPUID serialises it
+        // (SDM vol. 3, 10.1.3).
+        std::arch::x86_64::__cpuid(0);
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // SAFETY: both mappings are ours, and code in them is called only through operations that live no longer.
+        unsafe {
+            libc::munmap(self.writable.cast(), ARENA_SIZE);
+            libc::munmap(self.executable.cast_mut().cast(), ARENA_SIZE);
+        }
+    }
+}
+
+fn map(file: &OwnedFd, protection: libc::c_int) -> io::Result<*mut u8> {
+    // SAFETY: a new mapping of a file of ours at an address of the kernel's choice.
+    let at = unsafe { libc::mmap(ptr::null_mut(), ARENA_SIZE, protection, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+    if at == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(at.cast()) }
+}
+
+/// Calls a thunk: `entry` is an address that [`Arena::append`] returned.
+#[inline(always)]
+pub(super) fn call(entry: u64, state: &mut FpuState) {
+    // SAFETY: operations keep the entry address of a thunk and are dropped with all others when the arena is cleared. A thunk is a function of this
+    // type that touches only `state` and registers that the calling convention lets it change.
+    unsafe {
+        let thunk: extern "sysv64" fn(*mut FpuState) = std::mem::transmute(entry as *const ());
+        thunk(state);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn appended_code_can_be_read_where_it_will_run() {
+        let mut arena = Arena::new().unwrap();
+        let first = arena.append(&[0x90; 5]).unwrap();
+        let second = arena.append(&[0xc3]).unwrap();
+        assert_eq!(second - first, 16);
+        // SAFETY: the address lies in the executable mapping, which is readable.
+        assert_eq!(unsafe { *(second as *const u8) }, 0xc3);
+    }
+
+    #[test]
+    fn a_full_arena_takes_nothing_more_until_it_is_cleared() {
+        let mut arena = Arena::new().unwrap();
+        let half = vec![0xc3; ARENA_SIZE / 2 + 16];
+        assert!(arena.append(&half).is_some());
+        assert!(arena.append(&half).is_none());
+        arena.clear();
+        assert!(arena.append(&half).is_some());
+    }
+}
