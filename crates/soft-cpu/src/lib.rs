@@ -6,6 +6,7 @@
 
 pub mod block;
 pub mod core;
+pub mod cpuid;
 pub mod decode;
 pub mod deliver;
 pub mod flags;
