@@ -99,9 +99,9 @@ pub enum MachineError {
 impl From<VariantError> for MachineError {
     /// A variant's error; one of ours that a variant passed on stays what it was.
     fn from(error: VariantError) -> Self {
-        match error.downcast::<Self>() {
-            Ok(ours) => *ours,
-            Err(theirs) => Self::Variant(theirs),
+        match error.downcast::<Self>().map(|ours| *ours) {
+            Ok(ours) => ours,
+            Err(theirs) => theirs.downcast::<boot::BootError>().map_or_else(Self::Variant, |boot| Self::Boot(*boot)),
         }
     }
 }

@@ -193,13 +193,13 @@ impl Machine {
 
     /// The machine as after power-on: devices, controllers, memory, processors.
     fn reset(&mut self) -> Result<(), MachineError> {
+        // First of all, so that a user who wants to quit while the image is loaded again is heard by the next run.
+        self.power.clear();
         self.board.reset();
         self.vm.reset();
         self.variant.reset();
         let payload = self.variant.load(&self.options)?;
-        self.start(payload)?;
-        self.power.clear();
-        Ok(())
+        self.start(payload)
     }
 
     /// Puts tables, image and processors into their first state.

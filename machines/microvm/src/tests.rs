@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use accel::{AccelError, Accelerator, CpuIo, Kicker, Vcpu, VcpuExit, Vm, VmConfig};
-use bus::PowerRequest;
+use bus::{PowerControl, PowerRequest};
 use guest_memory::GuestMemory;
 use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress};
 use x86::CpuState;
 
-use crate::{Host, MIB, Machine, MachineError, OnOffAuto, OnReboot, Options, Plain};
+use crate::{Host, MIB, Machine, MachineError, OnOffAuto, OnReboot, Options, Payload, Plain, Variant, VariantError};
 
 /// What the bootstrap processor does in one run.
 type Act = Box<dyn FnOnce(&Arc<dyn CpuIo>, &Shared) -> Option<VcpuExit> + Send>;
@@ -229,6 +229,34 @@ fn a_reset_restores_memory_processors_and_controllers_and_the_guest_runs_again()
     });
     assert_eq!(bench.run().unwrap(), PowerRequest::PowerOff);
     assert_eq!((bench.fake.0.states.lock().unwrap().len(), *bench.fake.0.resets.lock().unwrap()), (2, 1));
+}
+
+/// Plain microvm whose user gives up while it is being reset.
+struct Impatient(Arc<Mutex<Option<PowerControl>>>);
+
+impl Variant for Impatient {
+    fn check_image(&self, options: &Options, head: &[u8]) -> Result<(), VariantError> {
+        Plain.check_image(options, head)
+    }
+    fn load(&mut self, options: &Options) -> Result<Payload, VariantError> {
+        Plain.load(options)
+    }
+    fn reset(&mut self) {
+        self.0.lock().unwrap().as_ref().unwrap().request(PowerRequest::Quit);
+    }
+}
+
+#[test]
+fn a_user_who_quits_during_a_reset_is_heard() {
+    let mut bench = Bench::new(true);
+    bench.options.on_reboot = OnReboot::Reset;
+    bench.act(|io, _| io.pio_write(0x64, &[0xfe]));
+    let power = Arc::new(Mutex::new(None));
+    let host = Host { serial: Box::new(std::io::sink()) };
+    let variant = Box::new(Impatient(power.clone()));
+    let mut machine = Machine::with_accelerator(bench.options.clone(), variant, host, &bench.fake).unwrap();
+    *power.lock().unwrap() = Some(machine.power());
+    assert_eq!(machine.run().unwrap(), PowerRequest::Quit);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::Read;
 
-use boot::Blob;
+use boot::{Blob, BootError, ImageKind};
 use virtio::VirtioDevice;
 
 use crate::{MachineError, Options, VariantError};
@@ -64,7 +64,11 @@ impl Variant for Plain {
         if head.starts_with(EIF_MAGIC) {
             return Err(MachineError::EifForMicrovm { path: options.kernel.clone() }.into());
         }
-        Ok(())
+        // Before the whole file is read: it may be anything, and of any size.
+        match ImageKind::detect(head) {
+            Some(_) => Ok(()),
+            None => Err(BootError::UnknownImage { name: options.kernel.display().to_string() }.into()),
+        }
     }
 
     fn load(&mut self, options: &Options) -> Result<Payload, VariantError> {
@@ -87,8 +91,12 @@ pub fn open_initrd(options: &Options) -> Result<Option<Blob<'static>>, MachineEr
     let Some(path) = &options.initrd else { return Ok(None) };
     let error = |source| MachineError::File { what: "initrd", path: path.clone(), source };
     let file = File::open(path).map_err(error)?;
-    let len = file.metadata().map_err(error)?.len();
-    Ok(Some(Blob { name: path.display().to_string(), len, reader: Box::new(file) }))
+    let metadata = file.metadata().map_err(error)?;
+    if !metadata.is_file() {
+        // Its size must be known before it can be placed, and a pipe has none.
+        return Err(error(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file")));
+    }
+    Ok(Some(Blob { name: path.display().to_string(), len: metadata.len(), reader: Box::new(file) }))
 }
 
 /// The first bytes of the user's image.
@@ -108,6 +116,18 @@ mod tests {
         let error = Plain.check_image(&Options::new("demo.eif"), b".eif\0\x04").unwrap_err().to_string();
         assert!(error.contains("demo.eif is an Enclave Image (EIF)"), "{error}");
         assert!(error.contains("--machine nitro-enclave --kernel demo.eif"), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_is_no_kernel_is_refused_by_its_first_bytes() {
+        let error = Plain.check_image(&Options::new("/dev/zero"), &[0; IMAGE_HEAD]).unwrap_err().to_string();
+        assert!(error.starts_with("/dev/zero is neither"), "{error}");
+    }
+
+    #[test]
+    fn an_initrd_without_a_size_is_refused() {
+        let options = Options { initrd: Some("/dev/null".into()), ..Options::new("bzImage") };
+        assert_eq!(open_initrd(&options).err().unwrap().to_string(), "cannot read initrd /dev/null");
     }
 
     #[test]
