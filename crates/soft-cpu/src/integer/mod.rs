@@ -23,6 +23,8 @@ mod operand;
 mod shift;
 mod stack;
 mod string;
+#[cfg(test)]
+mod tests;
 mod unary;
 
 use iced_x86::Instruction;
