@@ -140,10 +140,11 @@ impl Vcpu for SoftVcpu {
     fn run(&mut self, io: &Arc<dyn CpuIo>) -> Result<VcpuExit, AccelError> {
         self.cpu.core.platform = Box::new(SoftPlatform::new(Arc::clone(&self.shared), self.id, Arc::clone(io)));
         loop {
-            match self.activity {
-                Activity::Shutdown => return Ok(VcpuExit::TripleFault),
-                Activity::WaitForSipi if self.wait_for_sipi() => return Ok(VcpuExit::Kicked),
-                _ => {}
+            if self.activity == Activity::Shutdown {
+                return Ok(VcpuExit::TripleFault);
+            }
+            if self.activity == Activity::WaitForSipi && self.wait_for_sipi() {
+                return Ok(VcpuExit::Kicked);
             }
             self.shared.advance_timer(self.id);
             match self.cpu.run(SLICE) {
