@@ -1,0 +1,227 @@
+//! Every key there is: one table that the TOML reader, `--set`, the command line's own flags and `--help` share.
+
+use std::path::Path;
+
+use microvm::Options;
+
+use crate::config::value::{CpuCount, FromGiven, Given, Refusal, Size, closest};
+use crate::config::{MachineType, Settings};
+
+type Setter = fn(&mut Settings, &Given, &Path) -> Result<(), Refusal>;
+
+/// One key.
+pub(crate) struct Key {
+    /// Table and name, as `--set` and error messages spell it.
+    pub(crate) path: &'static str,
+    /// What it takes, for `--help`.
+    pub(crate) takes: &'static str,
+    /// One line of what it means, with its default.
+    pub(crate) help: &'static str,
+    /// The only machine that knows it, if not all do.
+    pub(crate) only: Option<MachineType>,
+    pub(crate) set: Setter,
+}
+
+impl Key {
+    const fn new(path: &'static str, takes: &'static str, help: &'static str, set: Setter) -> Self {
+        Self { path, takes, help, only: None, set }
+    }
+
+    fn table(&self) -> &'static str {
+        self.path.split('.').next().unwrap_or_default()
+    }
+
+    fn name(&self) -> &'static str {
+        self.path.rsplit('.').next().unwrap_or_default()
+    }
+
+    const fn only(self, machine: MachineType) -> Self {
+        Self { only: Some(machine), ..self }
+    }
+}
+
+fn put<T: FromGiven>(slot: &mut T, given: &Given, base: &Path) -> Result<(), Refusal> {
+    *slot = T::from_given(given, base)?;
+    Ok(())
+}
+
+fn put_some<T: FromGiven>(slot: &mut Option<T>, given: &Given, base: &Path) -> Result<(), Refusal> {
+    *slot = Some(T::from_given(given, base)?);
+    Ok(())
+}
+
+fn memory(options: &mut Options, given: &Given, base: &Path) -> Result<(), Refusal> {
+    let Size(bytes) = Size::from_given(given, base)?;
+    if bytes == 0 || !bytes.is_multiple_of(4096) {
+        let message = format!("guest memory must be a positive multiple of 4 KiB, found {bytes} bytes");
+        return Err(Refusal { message, suggestion: None });
+    }
+    options.memory = bytes;
+    Ok(())
+}
+
+const SWITCH: &str = "on|off|auto";
+const ENCLAVE: MachineType = MachineType::NitroEnclave;
+
+/// The keys, in the order of `--help`.
+pub(crate) static KEYS: &[Key] = &[
+    Key::new("machine.type", "microvm|nitro-enclave", "which machine; --machine", |s, g, b| {
+        put_some(&mut s.machine, g, b)
+    }),
+    Key::new("machine.kernel", "PATH", "bzImage or ELF vmlinux; for nitro-enclave an EIF; --kernel", |s, g, b| {
+        put(&mut s.board.kernel, g, b)
+    }),
+    Key::new(
+        "machine.initrd",
+        "PATH",
+        "initial ramdisk; for nitro-enclave one more after the EIF's; --initrd",
+        |s, g, b| put_some(&mut s.board.initrd, g, b),
+    ),
+    Key::new(
+        "machine.cmdline",
+        "TEXT",
+        "kernel command line; for nitro-enclave appended to the EIF's; --append",
+        |s, g, b| put(&mut s.board.cmdline, g, b),
+    ),
+    Key::new("machine.memory", "SIZE", "guest memory, such as 512M or 2G [128M]; --memory", |s, g, b| {
+        memory(&mut s.board, g, b)
+    }),
+    Key::new("machine.cpus", "N", "number of vCPUs [1]; --cpus", |s, g, b| {
+        s.board.cpus = CpuCount::from_given(g, b)?.0;
+        Ok(())
+    }),
+    Key::new("machine.accel", "auto|soft|kvm", "processor backend [auto]; --accel", |s, g, b| {
+        put(&mut s.board.accel, g, b)
+    }),
+    Key::new("machine.acpi", SWITCH, "ACPI tables and power device [auto: on; nitro-enclave: off]", |s, g, b| {
+        put(&mut s.board.acpi, g, b)
+    }),
+    Key::new("machine.pic", SWITCH, "two i8259 interrupt controllers [auto: on]", |s, g, b| {
+        put(&mut s.board.pic, g, b)
+    }),
+    Key::new("machine.pit", SWITCH, "i8254 timer [auto: on]", |s, g, b| put(&mut s.board.pit, g, b)),
+    Key::new("machine.rtc", SWITCH, "MC146818 clock with CMOS [auto: on]", |s, g, b| put(&mut s.board.rtc, g, b)),
+    Key::new("machine.ioapic2", SWITCH, "second IOAPIC, GSIs 24 to 47 [auto: as acpi]", |s, g, b| {
+        put(&mut s.board.ioapic2, g, b)
+    }),
+    Key::new("machine.isa-serial", "true|false", "16550A at port 0x3f8, IRQ 4 [true]", |s, g, b| {
+        put(&mut s.board.isa_serial, g, b)
+    }),
+    Key::new(
+        "machine.auto-kernel-cmdline",
+        "true|false",
+        "name virtio devices on the command line where ACPI is off [true]",
+        |s, g, b| put(&mut s.board.auto_kernel_cmdline, g, b),
+    ),
+    Key::new(
+        "machine.decompress",
+        "native|guest",
+        "who unpacks a bzImage: vmm, or its own stub [native]",
+        |s, g, b| put(&mut s.board.decompress, g, b),
+    ),
+    Key::new("machine.on-reboot", "exit|reset", "when the guest reboots: end, or start again [exit]", |s, g, b| {
+        put(&mut s.board.on_reboot, g, b)
+    }),
+    Key::new("serial.backend", "stdio|none|file:PATH", "where the guest's COM1 goes [stdio]; --serial", |s, g, b| {
+        put(&mut s.serial, g, b)
+    }),
+    Key::new("devices.rng", "true|false", "virtio-rng fed by the host [true]", |s, g, b| put(&mut s.board.rng, g, b)),
+    Key::new(
+        "enclave.id",
+        "i-<17 hex>-enc<16 hex>",
+        "module id that the NSM reports [made from parent-id]",
+        |s, g, b| put_some(&mut s.enclave.id, g, b),
+    )
+    .only(ENCLAVE),
+    Key::new("enclave.parent-role", "ARN", "the parent's IAM role, measured into PCR3 [none: zero]", |s, g, b| {
+        put_some(&mut s.enclave.parent_role, g, b)
+    })
+    .only(ENCLAVE),
+    Key::new(
+        "enclave.parent-id",
+        "i-<17 hex>",
+        "the parent's instance id, measured into PCR4 [a made-up one]",
+        |s, g, b| put(&mut s.enclave.parent_id, g, b),
+    )
+    .only(ENCLAVE),
+];
+
+/// The key with that path.
+pub(crate) fn find(path: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.path == path)
+}
+
+/// The key that `path` most likely means: the same name in another table, what others call it, or a near spelling, first in its own table.
+pub(crate) fn suggest(path: &str) -> Option<&'static str> {
+    let (table, name) = path.rsplit_once('.').unwrap_or(("", path));
+    let name = name.to_ascii_lowercase().replace('_', "-");
+    let in_table = |key: &&&'static Key| key.table() == table;
+    let same = KEYS.iter().find(|key| key.name() == name);
+    let near = |keys: &[&'static Key]| {
+        let nearest = closest(&name, keys.iter().map(|key| key.name()))?;
+        keys.iter().find(|key| key.name() == nearest).map(|key| key.path)
+    };
+    let all: Vec<_> = KEYS.iter().collect();
+    let own: Vec<_> = all.iter().filter(in_table).copied().collect();
+    same.map(|key| key.path).or_else(|| synonym(&name)).or_else(|| near(&own)).or_else(|| near(&all))
+}
+
+/// What QEMU, nitro-cli and other launchers call our keys.
+fn synonym(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "append" | "boot-args" | "kernel-cmdline" => "machine.cmdline",
+        "ram" | "mem" | "mem-size-mib" | "memory-mib" => "machine.memory",
+        "smp" | "vcpus" | "vcpu-count" | "cpu-count" => "machine.cpus",
+        "eif" | "eif-path" | "image" | "kernel-image-path" => "machine.kernel",
+        "ramdisk" | "initrd-path" | "initramfs" => "machine.initrd",
+        "accelerator" | "cpu" => "machine.accel",
+        "reboot" | "no-reboot" => "machine.on-reboot",
+        "instance-id" => "enclave.parent-id",
+        "role" | "role-arn" => "enclave.parent-role",
+        "module-id" => "enclave.id",
+        "console" | "chardev" | "tty" => "serial.backend",
+        _ => return None,
+    })
+}
+
+/// Whether some key is in table `name`.
+pub(crate) fn is_table(name: &str) -> bool {
+    KEYS.iter().any(|key| key.table() == name)
+}
+
+/// The tables, each once, in the order of [`KEYS`].
+pub(crate) fn tables() -> Vec<&'static str> {
+    let mut tables: Vec<_> = KEYS.iter().map(Key::table).collect();
+    tables.dedup();
+    tables
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_suggested_by_spelling_by_name_and_by_what_others_call_them() {
+        for (typed, meant) in [
+            ("machine.memroy", "machine.memory"),
+            ("machine.isa_serial", "machine.isa-serial"),
+            ("memory", "machine.memory"),
+            ("machine.rng", "devices.rng"),
+            ("machine.append", "machine.cmdline"),
+            ("boot.vcpus", "machine.cpus"),
+        ] {
+            assert_eq!(suggest(typed), Some(meant), "{typed}");
+        }
+        assert_eq!(suggest("machine.frobnicate"), None);
+    }
+
+    #[test]
+    fn no_key_stands_twice_and_every_key_is_in_a_table() {
+        let mut paths: Vec<_> = KEYS.iter().map(|key| key.path).collect();
+        assert!(paths.iter().all(|path| path.split('.').count() == 2));
+        paths.sort_unstable();
+        paths.dedup();
+        assert_eq!(paths.len(), KEYS.len());
+        assert_eq!(tables(), ["machine", "serial", "devices", "enclave"]);
+    }
+}
