@@ -3,7 +3,7 @@
 use x86::{InterruptShadow, exception, rflags};
 
 use crate::block::BlockCache;
-use crate::core::{Core, Fault, Stop};
+use crate::core::{Core, Fault, Outcome, Stop};
 use crate::smp::attention;
 
 /// Why [`Cpu::run`] returned.
@@ -41,6 +41,26 @@ impl Cpu {
         let exit = self.run_blocks(budget);
         self.core.link.leave_guest();
         exit
+    }
+
+    /// Executes one instruction and delivers nothing: an exception stays in [`Core::fault`], and what waits goes on waiting. For tests
+    /// that compare single instructions.
+    ///
+    /// # Errors
+    /// Why the instruction did not complete; the instruction pointer is then at it.
+    pub fn step(&mut self) -> Outcome {
+        let core = &mut *self.core;
+        let block = self.blocks.lookup(core)?;
+        let Some(op) = block.ops.first() else { return Ok(()) };
+        core.block_end = 1;
+        core.rip = block.next_rip;
+        let result = (op.execute)(core, op);
+        if result.is_err() {
+            core.rip = block.rip;
+        } else if block.ops.len() > 1 {
+            core.rip = block.rip.wrapping_add(u64::from(op.len)) & block.mode().ip_mask();
+        }
+        result
     }
 
     fn run_blocks(&mut self, budget: u64) -> Exit {
