@@ -10,6 +10,16 @@ pub const CODE_LINE_SIZE: usize = 64;
 
 const PAGE_SHIFT: usize = 12;
 
+/// How often watched code has been overwritten, in all memories of the process: while it stays the same, so does every generation.
+static OVERWRITES: AtomicU64 = AtomicU64::new(0);
+
+/// How often watched code has been overwritten, in all memories of this process. A keeper of many copies that finds it unchanged need not look at
+/// the generations; load it before them.
+#[inline(always)]
+pub fn code_overwrites() -> u64 {
+    OVERWRITES.load(Ordering::Acquire)
+}
+
 #[derive(Debug, Default)]
 struct Pages {
     lines: Box<[AtomicU64]>,
@@ -72,6 +82,7 @@ impl CodePages {
             if lines.load(Ordering::SeqCst) & line_mask(at & 0xfff, here) != 0 {
                 // The page's other lines stay watched: their copies are checked against the bytes again and mostly survive.
                 self.0.generations[page].fetch_add(1, Ordering::AcqRel);
+                OVERWRITES.fetch_add(1, Ordering::AcqRel);
                 hit = true;
             }
             at += here;

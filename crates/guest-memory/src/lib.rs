@@ -9,5 +9,5 @@
 mod code_pages;
 mod ram;
 
-pub use code_pages::{CODE_LINE_SIZE, CodePages, CodeSlice};
+pub use code_pages::{CODE_LINE_SIZE, CodePages, CodeSlice, code_overwrites};
 pub use ram::{GuestMemory, GuestRegion, MemoryError, allocate};
