@@ -4,7 +4,7 @@
 //! generation of its page(s) stays the same; after a change it is compared with the bytes and, if they are the same, trusted again: the kernel patches its
 //! text thousands of times, and most blocks of a patched page survive.
 
-use guest_memory::CodePages;
+use guest_memory::{CodePages, code_overwrites};
 use x86::exception;
 
 use crate::core::{Core, DecodeMode, Outcome};
@@ -42,15 +42,20 @@ struct Source {
     bytes: Box<[u8]>,
 }
 
-/// A decoded run of instructions.
+/// A decoded run of instructions. What a look-up that hits reads is its first 64 bytes.
+#[repr(C, align(64))]
 pub struct Block {
     key: Key,
     /// The instructions.
     pub ops: Box<[Op]>,
-    /// Instruction pointer of the first instruction.
-    pub rip: u64,
     /// Instruction pointer after the last.
     pub next_rip: u64,
+    /// [`code_overwrites`] when the generations were last compared.
+    overwrites: u64,
+    /// There is a second page: its translation must be looked at as well.
+    crosses: bool,
+    /// Instruction pointer of the first instruction.
+    pub rip: u64,
     sources: [Option<Source>; 2],
 }
 
@@ -123,7 +128,12 @@ impl BlockCache {
         let key = Key { physical, rip: core.rip, mode: core.mode };
         let slot = hash(&key);
         // Looked up twice because the borrow of a hit would otherwise last through the miss path.
-        let hit = matches!(&self.table[slot], Some(block) if block.key == key && block.is_current());
+        let hit = match &self.table[slot] {
+            Some(block) if block.key == key && block.overwrites == code_overwrites() => {
+                !block.crosses || self.crosses_into_its_page(core, slot, linear)?
+            }
+            _ => false,
+        };
         if !hit {
             self.fill(core, slot, key, linear)?;
         }
@@ -133,14 +143,28 @@ impl BlockCache {
         }
     }
 
+    /// Whether the page after `linear`'s is mapped to where the block in `slot` was decoded from: the key speaks only of the first page.
+    #[cold]
+    #[inline(never)]
+    fn crosses_into_its_page(&mut self, core: &mut Core, slot: usize, linear: u64) -> Outcome<bool> {
+        let next = self.physical_rip(core, next_page(core, linear))?;
+        let second = self.table[slot].as_ref().and_then(|block| block.sources[1].as_ref());
+        Ok(second.is_some_and(|second| second.physical == next))
+    }
+
     #[cold]
     #[inline(never)]
     fn fill(&mut self, core: &mut Core, slot: usize, key: Key, linear: u64) -> Outcome {
+        let overwrites = code_overwrites();
         if let Some(block) = &mut self.table[slot]
             && block.key == key
+            && !(block.crosses && block.overwrites == overwrites)
             && block.revalidate(core)
         {
-            return Ok(());
+            block.overwrites = overwrites;
+            if !block.crosses || self.crosses_into_its_page(core, slot, linear)? {
+                return Ok(());
+            }
         }
         if self.ops > MAX_OPS || !self.thunks.has_room_for(MAX_BLOCK_OPS) {
             self.clear();
@@ -158,6 +182,12 @@ impl BlockCache {
 fn hash(key: &Key) -> usize {
     let mixed = (key.physical ^ u64::from(key.mode.0) << 7).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (mixed >> (64 - TABLE_SLOTS.trailing_zeros())) as usize
+}
+
+/// The linear address of the page after `linear`'s.
+fn next_page(core: &Core, linear: u64) -> u64 {
+    let next = (linear & !0xfff).wrapping_add(4096);
+    if core.is_long() { next } else { next & 0xffff_ffff }
 }
 
 impl Source {
@@ -180,14 +210,12 @@ impl Source {
         Some(Self { code, page, generation, physical, bytes })
     }
 
-    #[inline(always)]
-    fn is_current(&self) -> bool {
-        self.code.generation(self.page) == self.generation
-    }
-
-    /// Whether the bytes are still the same although the page's generation has changed.
+    /// Whether the bytes are still the same, even if the page's generation has changed.
     fn revalidate(&mut self, core: &Core) -> bool {
         let generation = self.code.generation(self.page);
+        if generation == self.generation {
+            return true;
+        }
         let mut now = [0; 4096];
         let now = &mut now[..self.bytes.len()];
         core.ram.copy_code(self.physical, now);
@@ -206,17 +234,13 @@ impl Block {
         self.key.mode
     }
 
-    #[inline(always)]
-    fn is_current(&self) -> bool {
-        self.sources.iter().flatten().all(Source::is_current)
-    }
-
     fn revalidate(&mut self, core: &Core) -> bool {
         self.sources.iter_mut().flatten().all(|source| source.revalidate(core))
     }
 
     fn decode(core: &mut Core, key: Key, linear: u64, thunks: &mut ThunkCache) -> Outcome<Self> {
         core.counters.decoded += 1;
+        let overwrites = code_overwrites();
         let here = (4096 - (linear & 0xfff) as usize).min(MAX_BLOCK_OPS * MAX_INSTRUCTION_LEN);
         let mut bytes = [0; MAX_BLOCK_OPS * MAX_INSTRUCTION_LEN];
         // The first look is unwatched and finds how long the block is; under watch the bytes must then be the same.
@@ -232,18 +256,23 @@ impl Block {
             let Some(source) = Source::watch(core, key.physical, used) else { return core.raise(exception::UD) };
             if *source.bytes == bytes[..used] {
                 let next_rip = key.rip.wrapping_add(used as u64) & key.mode.ip_mask();
-                return Ok(Self { key, next_rip, rip: key.rip, ops, sources: [Some(source), None] });
+                return Ok(Self {
+                    key,
+                    ops,
+                    next_rip,
+                    overwrites,
+                    crosses: false,
+                    rip: key.rip,
+                    sources: [Some(source), None],
+                });
             }
         }
     }
 
     /// One instruction that starts with the last `here` bytes of one page and goes on in the next.
     fn decode_crossing(core: &mut Core, key: Key, linear: u64, here: usize, thunks: &mut ThunkCache) -> Outcome<Self> {
-        let next_linear = if core.is_long() {
-            linear.wrapping_add(here as u64)
-        } else {
-            linear.wrapping_add(here as u64) & 0xffff_ffff
-        };
+        let overwrites = code_overwrites();
+        let next_linear = next_page(core, linear);
         let rights = core.fetch_rights();
         // Fewer than 15 bytes fit; whether the rest is needed the decoder has found out already.
         let next = core.translate(next_linear, Access::Fetch, rights)?.physical;
@@ -256,7 +285,7 @@ impl Block {
         bytes.extend_from_slice(&second.bytes);
         let (ops, used) = decode::decode_one(&bytes, key.rip, key.mode, thunks);
         let next_rip = key.rip.wrapping_add(used as u64) & key.mode.ip_mask();
-        Ok(Self { key, next_rip, rip: key.rip, ops, sources: [Some(first), Some(second)] })
+        Ok(Self { key, ops, next_rip, overwrites, crosses: true, rip: key.rip, sources: [Some(first), Some(second)] })
     }
 
     /// Code outside RAM (a jump into nothing): an MMIO fetch of ones, which decodes as an invalid instruction.
