@@ -76,6 +76,13 @@ impl Core {
     /// # Errors
     /// [`Stop::Shutdown`] on a triple fault.
     pub fn deliver_exception(&mut self, fault: Fault) -> Outcome {
+        tracing::trace!(
+            vector = fault.vector,
+            error_code = format_args!("{:#x}", fault.error_code),
+            address = format_args!("{:#x}", fault.address),
+            rip = format_args!("{:#x}", self.rip),
+            "exception"
+        );
         let source = match fault.vector {
             exception::NMI | exception::DB | exception::MC => Source::External,
             _ => Source::Fault,

@@ -12,6 +12,8 @@ mod segments;
 pub(crate) mod stack;
 mod syscall;
 mod tables;
+#[cfg(test)]
+mod tests;
 
 use iced_x86::Instruction;
 use x86::exception;
