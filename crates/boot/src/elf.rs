@@ -12,6 +12,10 @@ const HEADER_SIZE: usize = 64;
 const PROGRAM_HEADER_SIZE: usize = 56;
 /// Most program headers that are read; a kernel has five or so.
 const MAX_PROGRAM_HEADERS: u64 = 64;
+/// Furthest from the file's start that the program headers are looked for.
+const MAX_TABLE_OFFSET: u64 = 4096;
+/// What is read of a file to find all its headers.
+const HEAD_SIZE: usize = MAX_TABLE_OFFSET as usize + MAX_PROGRAM_HEADERS as usize * PROGRAM_HEADER_SIZE;
 const PT_LOAD: u32 = 1;
 
 pub(crate) struct LoadedElf {
@@ -39,13 +43,6 @@ impl<R: Read> Stream<'_, R> {
         BootError::Read { name: self.name.to_owned(), source }
     }
 
-    fn read<const N: usize>(&mut self) -> Result<[u8; N], BootError> {
-        let mut bytes = [0; N];
-        self.reader.read_exact(&mut bytes).map_err(|e| self.read_error(e))?;
-        self.at += N as u64;
-        Ok(bytes)
-    }
-
     fn skip_to(&mut self, offset: u64) -> Result<(), BootError> {
         let distance = offset.saturating_sub(self.at);
         let skipped = std::io::copy(&mut self.reader.by_ref().take(distance), &mut std::io::sink());
@@ -63,27 +60,38 @@ fn le<const N: usize>(bytes: &[u8], offset: usize) -> u64 {
 }
 
 /// Copies the file's segments to their physical addresses and zeroes the rest of them. `limit` bounds the file's size.
-pub(crate) fn load(ram: &Ram<'_>, name: &str, reader: impl Read, limit: u64) -> Result<LoadedElf, BootError> {
-    let mut stream = Stream { name, reader, at: 0 };
-    let header: [u8; HEADER_SIZE] = stream.read()?;
-    check_header(name, &header)?;
-    let (entry, table, count) = (le::<8>(&header, 24), le::<8>(&header, 32), le::<2>(&header, 56));
-    stream.skip_to(table)?;
+pub(crate) fn load(ram: &Ram<'_>, name: &str, mut reader: impl Read, limit: u64) -> Result<LoadedElf, BootError> {
+    let mut head = Vec::new();
+    let read = reader.by_ref().take(HEAD_SIZE as u64).read_to_end(&mut head);
+    read.map_err(|source| BootError::Read { name: name.to_owned(), source })?;
+    let part = |offset: usize, len: usize| {
+        let truncated = || BootError::Truncated {
+            name: name.to_owned(),
+            what: "the ELF header",
+            expected: offset.saturating_add(len) as u64,
+            found: head.len() as u64,
+        };
+        head.get(offset..).and_then(|rest| rest.get(..len)).ok_or_else(truncated)
+    };
+    let header = part(0, HEADER_SIZE)?;
+    check_header(name, header)?;
+    let (entry, table, count) = (le::<8>(header, 24), le::<8>(header, 32) as usize, le::<2>(header, 56) as usize);
     let mut segments = Vec::new();
-    for index in 0..count as usize {
-        let raw: [u8; PROGRAM_HEADER_SIZE] = stream.read()?;
+    for (index, raw) in part(table, count * PROGRAM_HEADER_SIZE)?.chunks_exact(PROGRAM_HEADER_SIZE).enumerate() {
         let segment = Segment {
             index,
-            offset: le::<8>(&raw, 8),
-            address: le::<8>(&raw, 24),
-            file_size: le::<8>(&raw, 32),
-            memory_size: le::<8>(&raw, 40),
+            offset: le::<8>(raw, 8),
+            address: le::<8>(raw, 24),
+            file_size: le::<8>(raw, 32),
+            memory_size: le::<8>(raw, 40),
         };
-        if le::<4>(&raw, 0) as u32 == PT_LOAD && segment.memory_size > 0 {
+        if le::<4>(raw, 0) as u32 == PT_LOAD && segment.memory_size > 0 {
             segments.push(segment);
         }
     }
-    check_segments(ram, name, &mut segments, stream.at, limit)?;
+    // Segments may hold the headers too, so the pass over the file starts at its front again.
+    let mut stream = Stream { name, reader: head.as_slice().chain(reader), at: 0 };
+    check_segments(ram, name, &mut segments, limit)?;
     for segment in &segments {
         if segment.file_size > 0 {
             stream.skip_to(segment.offset)?;
@@ -102,7 +110,7 @@ pub(crate) fn load(ram: &Ram<'_>, name: &str, reader: impl Read, limit: u64) -> 
 }
 
 /// Checks that the header is that of a little-endian x86-64 executable.
-fn check_header(name: &str, header: &[u8; HEADER_SIZE]) -> Result<(), BootError> {
+fn check_header(name: &str, header: &[u8]) -> Result<(), BootError> {
     const ELFCLASS64: u64 = 2;
     const ELFDATA2LSB: u64 = 1;
     const ET_EXEC: u64 = 2;
@@ -123,7 +131,7 @@ fn check_header(name: &str, header: &[u8; HEADER_SIZE]) -> Result<(), BootError>
     }
     // Linkers put the program headers right after the header; further on they would have to be sought.
     let (table, count) = (le::<8>(header, 32), le::<2>(header, 56));
-    if table < HEADER_SIZE as u64 || table > 1 << 16 {
+    if table < HEADER_SIZE as u64 || table > MAX_TABLE_OFFSET {
         return wrong("program header offset", table, HEADER_SIZE as u64);
     }
     if count == 0 || count > MAX_PROGRAM_HEADERS {
@@ -133,13 +141,7 @@ fn check_header(name: &str, header: &[u8; HEADER_SIZE]) -> Result<(), BootError>
 }
 
 /// Sorts the segments by their place in the file, and checks that they are in RAM, apart, and within the file.
-fn check_segments(
-    ram: &Ram<'_>,
-    name: &str,
-    segments: &mut [Segment],
-    headers_end: u64,
-    limit: u64,
-) -> Result<(), BootError> {
+fn check_segments(ram: &Ram<'_>, name: &str, segments: &mut [Segment], limit: u64) -> Result<(), BootError> {
     let wrong = |index, what: String| Err(BootError::ElfSegment { name: name.to_owned(), index, what });
     segments.sort_by_key(|s| s.address);
     let mut free_from = 0;
@@ -154,7 +156,7 @@ fn check_segments(
         free_from = range.end;
     }
     segments.sort_by_key(|s| s.offset);
-    let mut read_to = headers_end;
+    let mut read_to = 0;
     for s in segments.iter().filter(|s| s.file_size > 0) {
         let end = s.offset.checked_add(s.file_size).filter(|end| *end <= limit);
         let Some(end) = end else {

@@ -147,6 +147,16 @@ fn a_kernel_over_the_boot_structures_is_refused() {
 }
 
 #[test]
+fn a_segment_may_hold_the_files_own_headers() {
+    let mut image = elf(16 * MIB + 0x1000, &[segment(16 * MIB, b"code", 0x2000)]);
+    image[72..80].fill(0);
+    image[96..104].copy_from_slice(&0x1004u64.to_le_bytes());
+    let bench = Bench::new(image);
+    bench.load().unwrap();
+    assert_eq!((bench.bytes(16 * MIB, 4), bench.bytes(16 * MIB + 0x1000, 4)), (b"\x7fELF".to_vec(), b"code".to_vec()));
+}
+
+#[test]
 fn segments_over_each_other_are_refused() {
     let image = elf(16 * MIB, &[segment(16 * MIB, b"a", 0x2000), segment(16 * MIB + 0x1000, b"b", 1)]);
     assert!(matches!(Bench::new(image).load(), Err(BootError::ElfSegment { index: 1, .. })));
