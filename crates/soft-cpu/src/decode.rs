@@ -85,7 +85,7 @@ pub fn register(register: Register) -> u8 {
     if matches!(register, Register::AH | Register::CH | Register::DH | Register::BH) {
         return byte_register((register as u8) - (Register::AH as u8), true);
     }
-    if register.is_gpr() { register.number() as u8 } else { GPR_ZERO }
+    if register.is_gpr() { register.full_register().number() as u8 } else { GPR_ZERO }
 }
 
 /// The number of a segment register.
