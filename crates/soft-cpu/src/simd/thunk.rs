@@ -10,7 +10,7 @@
 use std::collections::HashMap;
 use std::mem::offset_of;
 
-use iced_x86::{Encoder, EncodingKind, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
+use iced_x86::{Encoder, EncodingKind, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register, RflagsBits};
 
 use super::arena::Arena;
 use super::classify;
@@ -26,6 +26,10 @@ const MXCSR_RUN: usize = offset_of!(FpuState, scratch) + offset_of!(Scratch, mxc
 const MXCSR_OUT: usize = offset_of!(FpuState, scratch) + offset_of!(Scratch, mxcsr_out);
 const MXCSR_HOST: usize = offset_of!(FpuState, scratch) + offset_of!(Scratch, mxcsr_host);
 const UNMASKED: usize = offset_of!(FpuState, scratch) + offset_of!(Scratch, unmasked);
+
+/// The status flags as the decoder names them; its sets also hold the x87 condition codes.
+const STATUS: u32 =
+    RflagsBits::CF | RflagsBits::PF | RflagsBits::AF | RflagsBits::ZF | RflagsBits::SF | RflagsBits::OF;
 
 /// What a thunk's caller has to know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -141,8 +145,8 @@ fn build(i: &Instruction, factory: &mut InstructionInfoFactory) -> Option<(Vec<u
     let vex = i.encoding() == EncodingKind::VEX;
     let x87 = classify::uses_x87_registers(i);
     let mut shape = Shape { mxcsr: classify::raises_simd_exceptions(i.mnemonic()), ..Shape::default() };
-    shape.flags_in = i.rflags_read() != 0;
-    shape.flags_out = i.rflags_modified() != 0;
+    shape.flags_in = i.rflags_read() & STATUS != 0;
+    shape.flags_out = i.rflags_modified() & STATUS != 0;
 
     let mut vectors = Vectors::default();
     for used in info.used_registers() {
@@ -184,7 +188,7 @@ fn build(i: &Instruction, factory: &mut InstructionInfoFactory) -> Option<(Vec<u
                 native.set_memory_base(Register::RDI);
                 native.set_memory_index(Register::None);
                 native.set_memory_index_scale(1);
-                native.set_memory_displ_size(4);
+                native.set_memory_displ_size(8);
                 native.set_memory_displacement64(MEMORY as u64);
             }
             OpKind::Immediate8 | OpKind::Immediate8_2nd => {}
