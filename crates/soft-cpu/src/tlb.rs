@@ -52,8 +52,9 @@ pub struct Tlb {
     /// Slots (table number, index) that hold non-global entries, until it overflows.
     journal: Vec<(u8, u16)>,
     journal_overflow: bool,
-    /// A slice of a large page was entered since the last whole flush.
-    large: bool,
+    /// Where slices of large pages were entered since the last whole flush: lowest and highest page, for the lower (user) and the upper half of
+    /// the address space.
+    large: [Option<(u64, u64)>; 2],
 }
 
 impl Default for Tlb {
@@ -72,7 +73,7 @@ impl Tlb {
     pub fn new() -> Self {
         let tables = vec![[empty_table(); 2]; RIGHTS].into_boxed_slice();
         let tables = tables.try_into().unwrap_or_else(|_| unreachable!("the vector has RIGHTS elements"));
-        Self { tables, journal: Vec::with_capacity(JOURNAL), journal_overflow: false, large: false }
+        Self { tables, journal: Vec::with_capacity(JOURNAL), journal_overflow: false, large: [None; 2] }
     }
 
     /// The host address for an access of `size` bytes at `linear` that lies within one page, if it is known.
@@ -92,7 +93,9 @@ impl Tlb {
         let slot = index(linear);
         self.tables[rights as usize][usize::from(write)][slot] =
             Entry { tag: linear & !0xfff, addend: host.raw().wrapping_sub(linear as usize) };
-        self.large |= large;
+        if large {
+            self.note_large(linear & !0xfff);
+        }
         if !global && !self.journal_overflow {
             if self.journal.len() == JOURNAL {
                 self.journal_overflow = true;
@@ -112,7 +115,7 @@ impl Tlb {
         }
         self.journal.clear();
         self.journal_overflow = false;
-        self.large = false;
+        self.large = [None; 2];
     }
 
     /// Forgets what was entered as non-global (a write to CR3). A global entry that took over a journalled slot goes too, which is allowed.
@@ -125,22 +128,31 @@ impl Tlb {
         }
     }
 
-    /// INVLPG: forgets the page of `linear`; a large page may stand in many slots, so it costs a whole flush.
-    pub fn flush_page(&mut self, linear: u64, page_is_large: bool) {
-        if self.large && page_is_large {
-            return self.flush_all();
-        }
-        let slot = index(linear);
-        for table in self.tables.iter_mut().flatten() {
-            if table[slot].tag == linear & !0xfff {
-                table[slot] = no_entry(slot);
-            }
-        }
+    fn note_large(&mut self, page: u64) {
+        let range = &mut self.large[(page >> 63) as usize];
+        let (low, high) = range.unwrap_or((page, page));
+        *range = Some((low.min(page), high.max(page)));
     }
 
-    /// Whether slices of large pages may be here.
-    pub fn has_large(&self) -> bool {
-        self.large
+    /// INVLPG: forgets the page of `linear`. Where large pages were seen, `linear` may lie in one, whose slices stand in many slots: then all that is in the
+    /// same naturally aligned GiB goes, the largest page there is.
+    pub fn flush_page(&mut self, linear: u64) {
+        const GIB: u32 = 30;
+        let page = linear & !0xfff;
+        // A large page reaches up to a GiB beyond those of its slices that were entered.
+        let near_large = self.large[(page >> 63) as usize]
+            .is_some_and(|(low, high)| (low >> GIB..=high >> GIB).contains(&(page >> GIB)));
+        for table in self.tables.iter_mut().flatten() {
+            if near_large {
+                for (slot, entry) in table.iter_mut().enumerate() {
+                    if entry.tag >> GIB == page >> GIB {
+                        *entry = no_entry(slot);
+                    }
+                }
+            } else if table[index(page)].tag == page {
+                table[index(page)] = no_entry(index(page));
+            }
+        }
     }
 
     /// Forgets write entries that lead to the host page of `host`: code is being watched there now.
@@ -204,5 +216,36 @@ mod tests {
         let mut global = entered(true);
         global.flush_non_global();
         assert!(global.lookup(Rights::Supervisor, false, PAGE, 1).is_some());
+    }
+
+    fn with_page(linear: u64, large: bool) -> Tlb {
+        let mut tlb = Tlb::new();
+        tlb.insert(Rights::User, false, linear, HostAddress::from_raw(0x7000_0000), true, large);
+        tlb
+    }
+
+    #[test]
+    fn invlpg_forgets_its_page_and_no_other() {
+        let mut tlb = with_page(0x5000, false);
+        tlb.flush_page(0x6000);
+        assert!(tlb.lookup(Rights::User, false, 0x5000, 1).is_some());
+        tlb.flush_page(0x5fff);
+        assert!(tlb.lookup(Rights::User, false, 0x5000, 1).is_none());
+    }
+
+    #[test]
+    fn invlpg_anywhere_in_a_large_page_forgets_all_its_slices() {
+        let mut tlb = with_page(0x4020_5000, true);
+        tlb.flush_page(0x4020_0000);
+        assert!(tlb.lookup(Rights::User, false, 0x4020_5000, 1).is_none());
+    }
+
+    #[test]
+    fn large_pages_of_the_kernel_do_not_widen_an_invlpg_of_user_space() {
+        let mut tlb = with_page(0x5000, false);
+        tlb.insert(Rights::Supervisor, false, PAGE, HostAddress::from_raw(0x7000_0000), true, true);
+        tlb.flush_page(0x6000);
+        assert!(tlb.lookup(Rights::User, false, 0x5000, 1).is_some());
+        assert!(tlb.lookup(Rights::Supervisor, false, PAGE, 1).is_some());
     }
 }
