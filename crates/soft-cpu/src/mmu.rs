@@ -42,8 +42,8 @@ struct Walk {
 /// How to fail: raised as a page fault with these bits set in the error code.
 enum WalkError {
     NotPresent,
+    /// Reserved bits are set. An entry that lies outside RAM reads as ones and is thus full of them.
     Reserved,
-    /// An entry lies outside RAM, reads as ones there, and is thus full of reserved bits.
     Protection,
 }
 
@@ -97,7 +97,7 @@ impl Core {
             (Rights::User, Access::Read) => walk.user,
             (Rights::User, Access::Write) => walk.user && walk.writable,
             (Rights::User, Access::Fetch) => walk.user && !walk.no_execute,
-            (_, Access::Fetch) => !walk.no_execute && !(walk.user && self.cr4 & cr4::SMEP != 0),
+            (_, Access::Fetch) => !walk.no_execute && (!walk.user || self.cr4 & cr4::SMEP == 0),
             (_, Access::Read) => !self.smap_forbids(walk, rights),
             (_, Access::Write) => !self.smap_forbids(walk, rights) && (walk.writable || self.cr0 & cr0::WP == 0),
         };
@@ -244,8 +244,7 @@ impl Core {
 
     /// INVLPG.
     pub fn flush_page_translation(&mut self, linear: u64) {
-        let large = self.tlb.has_large();
-        self.tlb.flush_page(linear, large);
+        self.tlb.flush_page(linear);
         self.flush_fetch = true;
         self.end_block();
     }
@@ -256,4 +255,165 @@ pub const PHYSICAL_BITS: u32 = 40;
 
 const fn physical_mask() -> u64 {
     (1 << PHYSICAL_BITS) - 1
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+    use crate::core::Core;
+    use crate::testing::long_mode;
+
+    const P: u64 = paging::P;
+    const RW: u64 = paging::RW;
+    const US: u64 = paging::US;
+    const LINEAR: u64 = 0x1_2345;
+    const PAGE: u64 = 0x20_0000;
+
+    fn put(core: &Core, address: u64, entry: u64) {
+        core.ram.memory().write_obj(entry, GuestAddress(address)).unwrap();
+    }
+
+    fn entry(core: &Core, address: u64) -> u64 {
+        core.ram.memory().read_obj(GuestAddress(address)).unwrap()
+    }
+
+    /// Four levels at 0x10000 to 0x13000 with these flags that map [`LINEAR`] to [`PAGE`].
+    fn four_level(flags: [u64; 4]) -> Box<Core> {
+        let mut core = long_mode(&[]).core;
+        core.cr3 = 0x1_0000;
+        for (level, (shift, flags)) in [39, 30, 21, 12].into_iter().zip(flags).enumerate() {
+            let table = 0x1_0000 + level as u64 * 0x1000;
+            let next = if shift == 12 { PAGE } else { table + 0x1000 };
+            put(&core, table + (LINEAR >> shift & 0x1ff) * 8, next | flags);
+        }
+        core
+    }
+
+    /// The physical address, or the page fault's error code.
+    fn walk(core: &mut Core, access: Access, rights: Rights) -> Result<u64, u32> {
+        match core.translate(LINEAR, access, rights) {
+            Ok(translation) => Ok(translation.physical),
+            Err(_) => {
+                assert_eq!((core.fault.vector, core.fault.address), (exception::PF, LINEAR));
+                Err(core.fault.error_code)
+            }
+        }
+    }
+
+    const ALL: u64 = P | RW | US;
+    const FOUND: Result<u64, u32> = Ok(PAGE + 0x345);
+
+    #[test]
+    fn every_level_must_allow_what_the_access_wants() {
+        for level in 0..4 {
+            let with = |flags| {
+                let mut all = [ALL; 4];
+                all[level] = flags;
+                four_level(all)
+            };
+            assert_eq!(walk(&mut with(P | RW), Access::Read, Rights::User), Err(5), "US at level {level}");
+            assert_eq!(walk(&mut with(P | US), Access::Write, Rights::User), Err(7), "RW at level {level}");
+            assert_eq!(
+                walk(&mut with(ALL | paging::NX), Access::Fetch, Rights::User),
+                Err(0x15),
+                "NX at level {level}"
+            );
+            assert_eq!(walk(&mut with(0), Access::Read, Rights::User), Err(4), "P at level {level}");
+            assert_eq!(walk(&mut with(ALL), Access::Write, Rights::User), FOUND);
+        }
+    }
+
+    #[test]
+    fn a_missing_page_wins_over_a_forbidden_one() {
+        let mut core = four_level([P, ALL, ALL, 0]);
+        assert_eq!(walk(&mut core, Access::Write, Rights::User), Err(6));
+    }
+
+    #[test]
+    fn reserved_bits_fault_as_present() {
+        for (level, bit) in [(0, 7), (1, 51), (3, 40)] {
+            let mut flags = [ALL; 4];
+            flags[level] |= 1 << bit;
+            assert_eq!(walk(&mut four_level(flags), Access::Read, Rights::Supervisor), Err(9), "bit {bit}");
+        }
+        let mut core = four_level([ALL, ALL, ALL, ALL | paging::NX]);
+        core.efer &= !efer::NXE;
+        assert_eq!(walk(&mut core, Access::Read, Rights::Supervisor), Err(9), "NX without NXE");
+        // The page directory's entry as a 2 MiB page at a 4 KiB boundary.
+        let mut core = four_level([ALL, ALL, ALL | paging::PS | 1 << 13, 0]);
+        assert_eq!(walk(&mut core, Access::Read, Rights::Supervisor), Err(9), "bit 13 of a large page");
+    }
+
+    #[test]
+    fn a_large_page_keeps_the_offset_and_the_pat_bit_is_no_address() {
+        let mut core = four_level([ALL, ALL, 0, 0]);
+        put(&core, 0x1_2000, PAGE | 1 << 12 | ALL | paging::PS | paging::G);
+        core.cr4 |= cr4::PGE;
+        let translation = core.translate(LINEAR, Access::Read, Rights::User).unwrap();
+        assert_eq!(translation, Translation { physical: PAGE + LINEAR, global: true, large: true });
+    }
+
+    #[test]
+    fn accessed_is_set_on_the_way_and_dirty_only_by_an_allowed_write() {
+        let leaf = 0x1_3000 + (LINEAR >> 12) * 8;
+        let mut core = four_level([ALL, ALL, ALL, P | US]);
+        assert_eq!(walk(&mut core, Access::Read, Rights::User), FOUND);
+        assert_eq!(entry(&core, leaf) & (paging::A | paging::D), paging::A);
+        assert_eq!(entry(&core, 0x1_0000) & (paging::A | paging::D), paging::A);
+        assert_eq!(walk(&mut core, Access::Write, Rights::User), Err(7));
+        assert_eq!(entry(&core, leaf) & paging::D, 0);
+        let mut core = four_level([ALL; 4]);
+        assert_eq!(walk(&mut core, Access::Write, Rights::User), FOUND);
+        assert_eq!(entry(&core, leaf) & (paging::A | paging::D), paging::A | paging::D);
+    }
+
+    #[test]
+    fn write_protect_binds_the_supervisor_only_when_set() {
+        let mut core = four_level([ALL, ALL, ALL, P]);
+        assert_eq!(walk(&mut core, Access::Write, Rights::Supervisor), Err(3));
+        core.cr0 &= !cr0::WP;
+        assert_eq!(walk(&mut core, Access::Write, Rights::Supervisor), FOUND);
+    }
+
+    #[test]
+    fn smep_and_smap_keep_the_supervisor_out_of_user_pages() {
+        let mut core = four_level([ALL; 4]);
+        assert_eq!(walk(&mut core, Access::Fetch, Rights::Supervisor), FOUND);
+        core.cr4 |= cr4::SMEP | cr4::SMAP;
+        assert_eq!(walk(&mut core, Access::Fetch, Rights::Supervisor), Err(0x11));
+        assert_eq!(walk(&mut core, Access::Read, Rights::Supervisor), Err(1));
+        assert_eq!(walk(&mut core, Access::Write, Rights::SupervisorAc), FOUND);
+    }
+
+    #[test]
+    fn an_address_that_is_not_canonical_is_gp() {
+        let mut core = four_level([ALL; 4]);
+        assert!(core.translate(0x8000_0000_0000, Access::Read, Rights::Supervisor).is_err());
+        assert_eq!((core.fault.vector, core.fault.error_code), (exception::GP, 0));
+    }
+
+    #[test]
+    fn a_32_bit_walk_finds_small_and_large_pages() {
+        let mut core = long_mode(&[]).core;
+        core.efer = 0;
+        core.cr4 = cr4::PSE;
+        core.cr3 = 0x1_0000;
+        core.ram.memory().write_obj(0x1_1000u32 | ALL as u32, GuestAddress(0x1_0000)).unwrap();
+        core.ram.memory().write_obj(PAGE as u32 | ALL as u32, GuestAddress(0x1_1000 + (LINEAR >> 12) * 4)).unwrap();
+        assert_eq!(walk(&mut core, Access::Write, Rights::User), FOUND);
+        // Bit 13 is address bit 32 of a 4 MiB page; bit 21 is reserved.
+        core.ram.memory().write_obj(1u32 << 13 | (ALL | paging::PS) as u32, GuestAddress(0x1_0000)).unwrap();
+        assert_eq!(walk(&mut core, Access::Read, Rights::User), Ok(1 << 32 | LINEAR));
+        core.ram.memory().write_obj(1u32 << 21 | (ALL | paging::PS) as u32, GuestAddress(0x1_0000)).unwrap();
+        assert_eq!(walk(&mut core, Access::Read, Rights::User), Err(13));
+    }
+
+    #[test]
+    fn the_fetch_bit_is_absent_without_nx_and_smep() {
+        let mut core = four_level([ALL, ALL, ALL, 0]);
+        core.efer &= !efer::NXE;
+        assert_eq!(walk(&mut core, Access::Fetch, Rights::User), Err(4));
+    }
 }
