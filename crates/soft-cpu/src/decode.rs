@@ -203,6 +203,12 @@ mod tests {
     }
 
     #[test]
+    fn every_low_byte_register_is_part_of_its_full_register() {
+        assert_eq!([Register::BL, Register::SPL, Register::DIL, Register::R8L, Register::R15L].map(register), [3, 4, 7, 8, 15]);
+        assert_eq!(register(Register::BH), byte_register(3, true));
+    }
+
+    #[test]
     fn a_rip_relative_operand_becomes_an_address() {
         let mem = mem_of(&[0x48, 0x8b, 0x05, 0x10, 0, 0, 0], DecodeMode::CODE64);
         assert_eq!(mem, Mem { displacement: 0x1017, ..Mem::NONE });
