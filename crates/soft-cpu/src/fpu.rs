@@ -227,8 +227,25 @@ impl FpuState {
         self.set_fsw(if pending { fsw | FSW_ES | FSW_B } else { fsw });
     }
 
+    /// Sets the stack's top, and with it the order of the registers in the image; they stay where they are physically.
+    pub fn set_top(&mut self, top: u8) {
+        let by = usize::from(top).wrapping_sub(usize::from(self.fsw() >> 11 & 7)) & 7;
+        let registers: [[u8; 10]; 8] = std::array::from_fn(|n| self.st(n + by));
+        for (n, value) in registers.into_iter().enumerate() {
+            self.set_st(n, value);
+        }
+        self.set_fsw(self.fsw() & !(7 << 11) | u16::from(top & 7) << 11);
+    }
+
+    /// What every MMX instruction does to the x87 state: register 0 is the top, and all are in use.
+    pub fn enter_mmx(&mut self) {
+        self.set_top(0);
+        self.image[offset::FTW] = 0xff;
+    }
+
     /// FNINIT: the control words, tags and pointers; the data registers stay.
     pub fn init_x87(&mut self) {
+        self.set_top(0);
         self.image[..offset::MXCSR].fill(0);
         self.set_fcw(FCW_DEFAULT);
     }

@@ -161,6 +161,14 @@ pub(super) fn alignment(i: &Instruction) -> usize {
                 | Mnemonic::Pcmpestrm64
                 | Mnemonic::Pcmpistri
                 | Mnemonic::Pcmpistrm
+                // By the manuals these check, but no processor that this was compared with (AMD's) does.
+                | Mnemonic::Sha1msg1
+                | Mnemonic::Sha1msg2
+                | Mnemonic::Sha1nexte
+                | Mnemonic::Sha1rnds4
+                | Mnemonic::Sha256msg1
+                | Mnemonic::Sha256msg2
+                | Mnemonic::Sha256rnds2
         ),
     };
     if unaligned || size < 16 { 1 } else { size }

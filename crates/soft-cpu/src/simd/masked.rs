@@ -131,21 +131,9 @@ fn maskmovdqu(core: &mut Core, op: &Op) -> Outcome {
 /// MASKMOVQ: likewise with MMX registers.
 fn maskmovq(core: &mut Core, op: &Op) -> Outcome {
     x87::raise_pending(core)?;
-    let physical = |core: &Core, n: u8| {
-        let top = usize::from(core.fpu.fsw() >> 11 & 7);
-        core.fpu.st(usize::from(n).wrapping_sub(top) & 7)
-    };
-    let (source, mask) = (physical(core, op.reg), physical(core, op.rm));
-    store_bytes(core, &op.mem, &source[..8], &mask[..8])?;
-    // As every MMX instruction: the stack's top becomes register 0 and all registers are in use.
-    let registers: [[u8; 10]; 8] = std::array::from_fn(|n| physical(core, n as u8));
-    for (n, value) in registers.into_iter().enumerate() {
-        core.fpu.set_st(n, value);
-    }
-    let fsw = core.fpu.fsw();
-    core.fpu.set_fsw(fsw & !(7 << 11));
-    core.fpu.image[crate::fpu::offset::FTW] = 0xff;
-    Ok(())
+    core.fpu.enter_mmx();
+    let (source, mask) = (core.fpu.st(op.reg.into()), core.fpu.st(op.rm.into()));
+    store_bytes(core, &op.mem, &source[..8], &mask[..8])
 }
 
 /// VGATHER and VPGATHER: `reg` is the target, `rm` the mask. A fault leaves the elements before it loaded and their mask bits clear.

@@ -4,9 +4,8 @@
 //! commonest moves ([`moves`]), masked moves and gathers, whose elements fault one by one ([`masked`]), the x87 environment
 //! ([`x87_environment`]) and the save areas ([`save_area`]).
 //!
-//! Covered are the features that [`classify`] lists, as far as the host has them; EVEX, XOP, FMA4 and 3DNow! are invalid opcodes. Not modelled: an
-//! exact (not inexact) tiny result with underflow unmasked, alignment checks by EFLAGS.AC, AMD's misaligned SSE mode, and the
-//! selectors in the x87 pointers, which read as zero.
+//! Covered are the features that [`classify`] lists, as far as the host has them; EVEX, XOP, FMA4 and 3DNow! are invalid opcodes. Not modelled:
+//! alignment checks by EFLAGS.AC, AMD's misaligned SSE mode, and the selectors in the x87 pointers, which read as zero.
 
 mod arena;
 mod classify;

@@ -10,7 +10,7 @@ use super::x87;
 use crate::core::{Core, DecodeMode, Outcome};
 use crate::decode::{Lowered, memory, register};
 use crate::flags::LazyFlags;
-use crate::fpu::MXCSR_DEFAULT;
+use crate::fpu::{FpuState, MXCSR_DEFAULT, offset};
 use crate::mem::WriteSlot;
 use crate::op::{Handler, Op};
 
@@ -18,6 +18,11 @@ use crate::op::{Handler, Op};
 const FLAGS: u32 = 0x3f;
 /// Those of them that are found before the operation (invalid, denormal, divide by zero): one unmasked keeps the others from arising.
 const BEFORE: u32 = 0x07;
+
+/// Underflow.
+const UNDERFLOW: u32 = 0x10;
+/// MXCSR.FTZ.
+const FLUSH_TO_ZERO: u32 = 1 << 15;
 
 /// No memory operand.
 const NONE: u8 = 0;
@@ -138,13 +143,17 @@ fn run<const FP: bool>(core: &mut Core, op: &Op, packed: Packed) -> Outcome {
         }
     }
     let mxcsr = fpu.mxcsr();
+    let mut tiny = 0;
     if FP {
         fpu.scratch.mxcsr_run = (mxcsr | MXCSR_DEFAULT) & !FLAGS;
         fpu.scratch.unmasked = !(mxcsr >> 7) & FLAGS;
+        if fpu.scratch.unmasked & UNDERFLOW != 0 {
+            tiny = probe_tiny_result(fpu, op.immediate);
+        }
     }
     call(op.immediate, fpu);
     if FP {
-        let raised = fpu.scratch.mxcsr_out & FLAGS;
+        let raised = fpu.scratch.mxcsr_out & FLAGS | tiny;
         if raised & fpu.scratch.unmasked != 0 {
             return simd_exception(core, mxcsr, raised);
         }
@@ -166,6 +175,24 @@ fn run<const FP: bool>(core: &mut Core, op: &Op, packed: Packed) -> Outcome {
         }
     }
     Ok(())
+}
+
+/// With underflow unmasked an exact tiny result raises it too, which a masked run does not tell. Flushing tiny results to zero does: this runs the
+/// instruction so, stores nothing, and returns the underflow flag. The real run is then to be without flushing, as the guest's would be.
+#[cold]
+fn probe_tiny_result(fpu: &mut FpuState, entry: u64) -> u32 {
+    let (run, unmasked) = (fpu.scratch.mxcsr_run, fpu.scratch.unmasked);
+    let memory = fpu.scratch.memory;
+    fpu.scratch.mxcsr_run = run | FLUSH_TO_ZERO;
+    // The masks are in what is tested against this, so that nothing is stored whatever the flags are.
+    fpu.scratch.unmasked = u32::MAX;
+    call(entry, fpu);
+    let flags = fpu.scratch.mxcsr_out;
+    fpu.scratch.mxcsr_run = run & !FLUSH_TO_ZERO;
+    fpu.scratch.unmasked = unmasked;
+    fpu.scratch.memory = memory;
+    // An exception that keeps an element from being computed is not one of its result.
+    flags & UNDERFLOW
 }
 
 /// An unmasked exception: its flags are set, nothing else happens (SDM vol. 1, 11.5.3).
@@ -198,16 +225,17 @@ fn execute<const MEMORY: u8, const FP: bool>(core: &mut Core, op: &Op) -> Outcom
 fn execute_mmx<const MEMORY: u8, const FP: bool>(core: &mut Core, op: &Op) -> Outcome {
     x87::raise_pending(core)?;
     let mxcsr = core.fpu.mxcsr();
-    let control = x87::Control::enter(&mut core.fpu);
+    let pointers: [u8; offset::MXCSR - offset::FOP] = core.fpu.bytes(offset::FOP);
     let result = execute::<MEMORY, FP>(core, op);
-    // The thunk saved our own MXCSR with the rest; what `run` made of the guest's is only right where it ran and knew it.
-    if FP {
-        let after = if result.is_ok() { mxcsr | core.fpu.scratch.mxcsr_out & FLAGS } else { core.fpu.mxcsr() };
-        core.fpu.set_mxcsr(after);
-    } else {
-        core.fpu.set_mxcsr(mxcsr);
+    // The thunk saved our own MXCSR and instruction pointer with the rest.
+    let fpu = &mut *core.fpu;
+    fpu.image[offset::FOP..offset::MXCSR].copy_from_slice(&pointers);
+    if !FP {
+        fpu.set_mxcsr(mxcsr);
     }
-    control.leave(&mut core.fpu);
+    if FP && result.is_err() && core.fault.vector == exception::XM {
+        core.fpu.enter_mmx();
+    }
     result
 }
 

@@ -10,7 +10,9 @@
 use std::collections::HashMap;
 use std::mem::offset_of;
 
-use iced_x86::{Encoder, EncodingKind, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register, RflagsBits};
+use iced_x86::{
+    Encoder, EncodingKind, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register, RflagsBits,
+};
 
 use super::arena::Arena;
 use super::classify;
@@ -28,8 +30,7 @@ const MXCSR_HOST: usize = offset_of!(FpuState, scratch) + offset_of!(Scratch, mx
 const UNMASKED: usize = offset_of!(FpuState, scratch) + offset_of!(Scratch, unmasked);
 
 /// The status flags as the decoder names them; its sets also hold the x87 condition codes.
-const STATUS: u32 =
-    RflagsBits::CF | RflagsBits::PF | RflagsBits::AF | RflagsBits::ZF | RflagsBits::SF | RflagsBits::OF;
+const STATUS: u32 = RflagsBits::CF | RflagsBits::PF | RflagsBits::AF | RflagsBits::ZF | RflagsBits::SF | RflagsBits::OF;
 
 /// What a thunk's caller has to know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

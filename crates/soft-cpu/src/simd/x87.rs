@@ -1,8 +1,7 @@
 //! x87 instructions as thunks, with the exception model around them (SDM vol. 1, 8.5 to 8.7).
 //!
-//! They run with all exceptions masked. If one comes that the guest has not masked, the exception summary is set and the next waiting
-//! instruction raises #MF; an exception that is found before the operation leaves the registers as they were. Simplified: with overflow or
-//! underflow unmasked a register result is the masked one instead of one with its exponent wrapped.
+//! They run with the guest's own masks: an unmasked exception makes the processor set the summary bit and is raised by the next waiting
+//! instruction, and the thunk has none. So results are exact for unmasked exceptions too, and #MF is ours to raise.
 
 use iced_x86::{Encoder, Instruction};
 use x86::{cr0, exception};
@@ -13,17 +12,11 @@ use super::thunk::{MemoryUse, ThunkCache};
 use crate::core::{Core, DecodeMode, Outcome};
 use crate::decode::{Lowered, memory};
 use crate::flags::LazyFlags;
-use crate::fpu::{FSW_B, FSW_ES, FpuState, offset};
+use crate::fpu::{FSW_ES, offset};
 use crate::op::Op;
 
-/// The exception flags of FSW and their masks in FCW.
-const FLAGS: u16 = 0x3f;
-/// Those that are found before the operation: invalid, denormal, divide by zero.
-const BEFORE: u16 = 0x07;
-/// Those after which a store does not take place: those, overflow and underflow.
+/// The exceptions (in FSW, and their masks in FCW) after which a store does not take place if they are not masked: all but precision.
 const NO_STORE: u16 = 0x1f;
-/// FSW: the four condition codes, and the stack fault flag.
-const CONDITIONS: u16 = 0x4740;
 
 /// In [`Op::aux`]: bits 0 to 4 are the memory operand's size.
 const SIZE: u8 = 0x1f;
@@ -44,27 +37,6 @@ pub(super) fn raise_pending(core: &mut Core) -> Outcome {
         return core.raise(exception::MF);
     }
     Ok(())
-}
-
-/// The guest's x87 control and pointers while a thunk runs with everything masked.
-pub(super) struct Control {
-    fcw: u16,
-    pointers: [u8; offset::MXCSR - offset::FOP],
-}
-
-impl Control {
-    /// Masks all exceptions.
-    pub(super) fn enter(fpu: &mut FpuState) -> Self {
-        let control = Self { fcw: fpu.fcw(), pointers: fpu.bytes(offset::FOP) };
-        fpu.set_fcw(control.fcw | FLAGS);
-        control
-    }
-
-    /// Puts the guest's masks and pointers back: the host's would be those of the thunk.
-    pub(super) fn leave(&self, fpu: &mut FpuState) {
-        fpu.set_fcw(self.fcw);
-        fpu.image[offset::FOP..offset::MXCSR].copy_from_slice(&self.pointers);
-    }
 }
 
 /// FWAIT: CR0.EM does not matter to it, CR0.TS only together with CR0.MP.
@@ -95,37 +67,22 @@ fn execute(core: &mut Core, op: &Op) -> Outcome {
 
     let rflags = core.flags.bits() | x86::rflags::RESERVED_ONE;
     let fpu = &mut *core.fpu;
-    let before: [u8; offset::XMM] = fpu.bytes(0);
-    let control = Control::enter(fpu);
     fpu.scratch.flags = rflags;
     let mxcsr = fpu.mxcsr();
     call(op.immediate, fpu);
     fpu.set_mxcsr(mxcsr);
-    let unmasked = fpu.fsw() & FLAGS & !control.fcw;
-    if unmasked != 0 {
-        let undone = if slot.is_some() { NO_STORE } else { BEFORE };
-        if unmasked & undone != 0 {
-            let fsw = fpu.fsw();
-            let kept = u16::from_le_bytes([before[offset::FSW], before[offset::FSW + 1]]);
-            let flags = if unmasked & BEFORE != 0 { fsw & BEFORE } else { fsw & FLAGS };
-            fpu.image[..offset::XMM].copy_from_slice(&before);
-            fpu.set_mxcsr(mxcsr);
-            fpu.set_fsw(kept & !CONDITIONS | kept & FLAGS | flags | fsw & CONDITIONS);
-            slot = None;
-        }
-        fpu.set_fsw(fpu.fsw() | FSW_ES | FSW_B);
-    }
-    control.leave(fpu);
+    let stored = fpu.fsw() & !fpu.fcw() & NO_STORE == 0;
     let next = core.rip;
-    let fpu = &mut *core.fpu;
     // The instruction lies less than 4 GiB before the block's end, which `rip` holds while it runs.
     fpu.set_pointer(offset::FIP, next.wrapping_sub(u64::from((next as u32).wrapping_sub(op.extra))));
     fpu.set_pointer(offset::FDP, data_pointer);
     fpu.set_fop(u16::from(op.reg) << 8 | u16::from(op.rm));
-    if op.aux & RFLAGS != 0 && unmasked & BEFORE == 0 {
+    if op.aux & RFLAGS != 0 {
         core.flags = LazyFlags::from_bits(core.fpu.scratch.flags);
     }
-    if let Some(slot) = slot {
+    if let Some(slot) = slot
+        && stored
+    {
         store_operand(core, slot, size);
     }
     Ok(())

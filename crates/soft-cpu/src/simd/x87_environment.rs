@@ -137,13 +137,7 @@ fn read_environment(fpu: &mut FpuState, kind: u8, image: &[u8]) {
     }
     let [fcw, fsw, tags, fip, second, fdp, fourth] = fields;
     fpu.set_fcw(fcw as u16 & FCW_VALID | FCW_ALWAYS);
-    // The registers stay where they are physically; the image orders them from the top.
-    let top = |fsw: u16| usize::from(fsw >> 11 & 7);
-    let (old, new) = (top(fpu.fsw()), top(fsw as u16));
-    let registers: [[u8; 10]; 8] = std::array::from_fn(|n| fpu.st((n + new).wrapping_sub(old) & 7));
-    for (n, value) in registers.into_iter().enumerate() {
-        fpu.set_st(n, value);
-    }
+    fpu.set_top((fsw >> 11 & 7) as u8);
     fpu.set_fsw(fsw as u16);
     fpu.update_x87_summary();
     fpu.image[offset::FTW] = abridged_tags(tags as u16);
