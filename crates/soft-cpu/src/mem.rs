@@ -220,7 +220,7 @@ impl Core {
     /// # Errors
     /// A page fault or #GP (not canonical).
     pub fn locked_compare_exchange_16(&mut self, linear: u64, current: u128, new: u128) -> Outcome<Result<u128, u128>> {
-        debug_assert!(linear % 16 == 0);
+        debug_assert!(linear.is_multiple_of(16));
         match self.prepare_write(linear, 16)? {
             WriteSlot::Host(host) => Ok(host.compare_exchange_16(current, new)),
             WriteSlot::Slow { first, second } => {

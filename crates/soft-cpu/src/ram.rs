@@ -231,7 +231,7 @@ impl HostAddress {
 
     /// LOCK CMPXCHG16B on a 16-byte aligned address: `Ok` when exchanged, else `Err` with what memory holds.
     pub fn compare_exchange_16(self, current: u128, new: u128) -> Result<u128, u128> {
-        debug_assert!(self.0 % 16 == 0);
+        debug_assert!(self.0.is_multiple_of(16));
         let (mut low, mut high) = (current as u64, (current >> 64) as u64);
         // SAFETY: as for `load`; rbx is saved and restored because the compiler keeps it for itself. The other registers are named, so that none of them
         // is rbx.

@@ -132,7 +132,7 @@ fn cmpxchg16b(core: &mut Core, op: &Op) -> Outcome {
     let current = pair(core.gpr[RDX], core.gpr[0]);
     let new = pair(core.gpr[RCX], core.gpr[RBX]);
     let linear = core.linear_address(&op.mem, 16, true)?;
-    if linear % 16 != 0 {
+    if !linear.is_multiple_of(16) {
         return core.raise_with(exception::GP, 0);
     }
     let exchanged = core.locked_compare_exchange_16(linear, current, new)?;

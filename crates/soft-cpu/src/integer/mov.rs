@@ -4,7 +4,8 @@ use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use crate::core::{Core, DecodeMode, Outcome};
 use crate::decode::{Lowered, is_memory, memory, register};
-use crate::op::{Handler, Op};
+use crate::integer::operand::{is_general, sized};
+use crate::op::Op;
 use crate::ram::Scalar;
 
 fn reg_reg<T: Scalar>(core: &mut Core, op: &Op) -> Outcome {
@@ -38,44 +39,31 @@ fn lea<T: Scalar>(core: &mut Core, op: &Op) -> Outcome {
     Ok(())
 }
 
-/// Picks the handler for an operand size in bytes.
-macro_rules! sized {
-    ($handler:ident, $size:expr) => {
-        match $size {
-            1 => $handler::<u8> as Handler,
-            2 => $handler::<u16>,
-            4 => $handler::<u32>,
-            _ => $handler::<u64>,
-        }
-    };
-}
-
 pub(super) fn lower(i: &Instruction, mode: DecodeMode) -> Option<Lowered> {
     match i.mnemonic() {
         Mnemonic::Mov => {}
         Mnemonic::Lea => {
-            let handler = sized!(lea, i.op0_register().size());
+            let handler = sized!(i.op0_register().size(), lea);
             return Some(Lowered::new(handler).reg(register(i.op0_register())).mem(memory(i, mode)));
         }
         _ => return None,
     }
     let size = if is_memory(i, 0) { i.memory_size().size() } else { i.op0_register().size() };
-    let gpr = |n| !(i.op_kind(n) == OpKind::Register && !i.op_register(n).is_gpr());
-    if !gpr(0) || !gpr(1) {
+    if !is_general(i, 0) || !is_general(i, 1) {
         // Segment, control and debug registers are the system family's.
         return None;
     }
     Some(match (is_memory(i, 0), i.op1_kind()) {
         (true, OpKind::Register) => {
-            Lowered::new(sized!(mem_reg, size)).mem(memory(i, mode)).reg(register(i.op1_register()))
+            Lowered::new(sized!(size, mem_reg)).mem(memory(i, mode)).reg(register(i.op1_register()))
         }
-        (true, _) => Lowered::new(sized!(mem_imm, size)).mem(memory(i, mode)).immediate(i.immediate(1)),
+        (true, _) => Lowered::new(sized!(size, mem_imm)).mem(memory(i, mode)).immediate(i.immediate(1)),
         (false, OpKind::Register) => {
-            Lowered::new(sized!(reg_reg, size)).reg(register(i.op0_register())).rm(register(i.op1_register()))
+            Lowered::new(sized!(size, reg_reg)).reg(register(i.op0_register())).rm(register(i.op1_register()))
         }
         (false, OpKind::Memory) => {
-            Lowered::new(sized!(reg_mem, size)).reg(register(i.op0_register())).mem(memory(i, mode))
+            Lowered::new(sized!(size, reg_mem)).reg(register(i.op0_register())).mem(memory(i, mode))
         }
-        (false, _) => Lowered::new(sized!(reg_imm, size)).reg(register(i.op0_register())).immediate(i.immediate(1)),
+        (false, _) => Lowered::new(sized!(size, reg_imm)).reg(register(i.op0_register())).immediate(i.immediate(1)),
     })
 }

@@ -56,7 +56,7 @@ pub(super) fn shift_flags<T: Scalar>(result: u64, cf: bool, of: bool) -> LazyFla
     LazyFlags::logic(sign_extend(result, T::BITS)).with_carry_overflow_aux(cf, of, true)
 }
 
-/// Flags of a rotation: only CF and OF change.
+/// Flags of a rotation: only CF and OF change. OF is defined for a count of one; AMD computes it alike for all, even for one that comes full circle.
 #[inline(always)]
 fn rotate_flags(flags: &LazyFlags, cf: bool, of: bool) -> LazyFlags {
     flags.with_carry_overflow_aux(cf, of, flags.af())
@@ -126,11 +126,7 @@ impl Shift for Rcl {
     #[inline(always)]
     fn apply<T: Scalar>(value: T, count: u32, flags: &LazyFlags) -> (T, LazyFlags) {
         let (mut result, mut cf) = (value.widen(), flags.cf());
-        let count = count % (T::BITS + 1);
-        if count == 0 {
-            return (value, *flags);
-        }
-        for _ in 0..count {
+        for _ in 0..count % (T::BITS + 1) {
             let out = top_bit::<T>(result);
             result = result << 1 | u64::from(cf);
             cf = out;
@@ -144,11 +140,7 @@ impl Shift for Rcr {
     #[inline(always)]
     fn apply<T: Scalar>(value: T, count: u32, flags: &LazyFlags) -> (T, LazyFlags) {
         let (mut result, mut cf) = (value.widen(), flags.cf());
-        let count = count % (T::BITS + 1);
-        if count == 0 {
-            return (value, *flags);
-        }
-        for _ in 0..count {
+        for _ in 0..count % (T::BITS + 1) {
             let out = result & 1 != 0;
             result = result >> 1 | u64::from(cf) << (T::BITS - 1);
             cf = out;
