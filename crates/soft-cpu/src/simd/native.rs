@@ -1,6 +1,6 @@
 //! MMX, SSE and AVX instructions as thunks: memory and general registers in, the host's execution, results out.
 
-use iced_x86::Instruction;
+use iced_x86::{Instruction, Mnemonic};
 use x86::{cr4, exception};
 
 use super::arena::call;
@@ -21,6 +21,8 @@ const BEFORE: u32 = 0x07;
 
 /// Underflow.
 const UNDERFLOW: u32 = 0x10;
+/// As [`Scratch::unmasked`](crate::fpu::Scratch): the masks are in what is tested against it, so nothing is stored whatever the flags are.
+const STORE_NOTHING: u32 = u32::MAX;
 /// MXCSR.FTZ.
 const FLUSH_TO_ZERO: u32 = 1 << 15;
 
@@ -149,6 +151,9 @@ fn run<const FP: bool>(core: &mut Core, op: &Op, packed: Packed) -> Outcome {
         fpu.scratch.unmasked = !(mxcsr >> 7) & FLAGS;
         if fpu.scratch.unmasked & UNDERFLOW != 0 {
             tiny = probe_tiny_result(fpu, op.immediate);
+            if tiny != 0 {
+                fpu.scratch.unmasked = STORE_NOTHING;
+            }
         }
     }
     call(op.immediate, fpu);
@@ -184,21 +189,19 @@ fn probe_tiny_result(fpu: &mut FpuState, entry: u64) -> u32 {
     let (run, unmasked) = (fpu.scratch.mxcsr_run, fpu.scratch.unmasked);
     let memory = fpu.scratch.memory;
     fpu.scratch.mxcsr_run = run | FLUSH_TO_ZERO;
-    // The masks are in what is tested against this, so that nothing is stored whatever the flags are.
-    fpu.scratch.unmasked = u32::MAX;
+    fpu.scratch.unmasked = STORE_NOTHING;
     call(entry, fpu);
     let flags = fpu.scratch.mxcsr_out;
     fpu.scratch.mxcsr_run = run & !FLUSH_TO_ZERO;
     fpu.scratch.unmasked = unmasked;
     fpu.scratch.memory = memory;
-    // An exception that keeps an element from being computed is not one of its result.
     flags & UNDERFLOW
 }
 
 /// An unmasked exception: its flags are set, nothing else happens (SDM vol. 1, 11.5.3).
 #[cold]
 fn simd_exception(core: &mut Core, mxcsr: u32, raised: u32) -> Outcome {
-    let unmasked = core.fpu.scratch.unmasked;
+    let unmasked = !(mxcsr >> 7);
     let seen = if raised & unmasked & BEFORE != 0 { raised & BEFORE } else { raised };
     core.fpu.set_mxcsr(mxcsr | seen);
     let vector = if core.cr4 & cr4::OSXMMEXCPT != 0 { exception::XM } else { exception::UD };
@@ -233,7 +236,8 @@ fn execute_mmx<const MEMORY: u8, const FP: bool>(core: &mut Core, op: &Op) -> Ou
     if !FP {
         fpu.set_mxcsr(mxcsr);
     }
-    if FP && result.is_err() && core.fault.vector == exception::XM {
+    // The registers are taken into use before the operation, but not where CVTPI2PS reads memory.
+    if FP && op.aux == 0 && result.is_err() && core.fault.vector == exception::XM {
         core.fpu.enter_mmx();
     }
     result
@@ -274,5 +278,6 @@ pub(super) fn lower(i: &Instruction, mode: DecodeMode, thunks: &mut ThunkCache) 
     if shape.memory != MemoryUse::None {
         lowered = lowered.mem(memory(i, mode));
     }
-    Some(lowered)
+    let untouched = i.mnemonic() == Mnemonic::Cvtpi2ps && shape.memory != MemoryUse::None;
+    Some(lowered.aux(u8::from(untouched)))
 }
