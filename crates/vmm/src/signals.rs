@@ -46,3 +46,32 @@ pub(crate) fn install_panic_hook() {
         std::process::exit(ExitStatus::Failed.code().into());
     }));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn a_panic_in_any_thread_is_one_line_and_ends_the_process_with_1() {
+        const CHILD: &str = "VMM_TEST_PANICS";
+        if std::env::var_os(CHILD).is_some() {
+            install_panic_hook();
+            let _ = thread::Builder::new()
+                .name("vcpu-0".to_owned())
+                .spawn(|| panic!("impossible"))
+                .map(thread::JoinHandle::join);
+            return;
+        }
+        // The hook ends its process, so it needs one of its own: this test again.
+        let name = "signals::tests::a_panic_in_any_thread_is_one_line_and_ends_the_process_with_1";
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        let output =
+            child.args(["--exact", name, "--nocapture"]).env(CHILD, "1").env_remove("RUST_BACKTRACE").output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert!(stderr.starts_with("vmm: error: internal error in thread vcpu-0 at "), "{stderr}");
+        assert!(stderr.ends_with(": impossible; this is a bug in vmm\n"), "{stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    }
+}

@@ -50,10 +50,17 @@ fn put_some<T: FromGiven>(slot: &mut Option<T>, given: &Given, base: &Path) -> R
     Ok(())
 }
 
+/// More than any host of ours has: the tables beside guest memory, which grow with it, have to fit into the host's memory as well.
+const MOST_MEMORY: u64 = 1 << 40;
+
 fn memory(options: &mut Options, given: &Given, base: &Path) -> Result<(), Refusal> {
     let Size(bytes) = Size::from_given(given, base)?;
     if bytes == 0 || !bytes.is_multiple_of(4096) {
         let message = format!("guest memory must be a positive multiple of 4 KiB, found {bytes} bytes");
+        return Err(Refusal { message, suggestion: None });
+    }
+    if bytes > MOST_MEMORY {
+        let message = format!("guest memory can be at most 1024G, found {}G", bytes >> 30);
         return Err(Refusal { message, suggestion: None });
     }
     options.memory = bytes;

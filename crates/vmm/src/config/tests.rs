@@ -150,6 +150,18 @@ fn a_single_mistake_is_one_line() {
 }
 
 #[test]
+fn impossible_amounts_of_memory_are_refused() {
+    for (memory, message) in [
+        ("0M", "guest memory must be a positive multiple of 4 KiB, found 0 bytes"),
+        ("1K", "guest memory must be a positive multiple of 4 KiB, found 1024 bytes"),
+        ("2000G", "guest memory can be at most 1024G, found 2000G"),
+    ] {
+        let text = mistakes(None, &["-M", "microvm", "--kernel", "k", "--memory", memory]);
+        assert_eq!(text, format!("--memory {memory}: machine.memory: {message}"));
+    }
+}
+
+#[test]
 fn nothing_at_all_teaches_what_is_needed() {
     assert_eq!(
         mistakes(None, &[]),
