@@ -170,6 +170,9 @@ impl Core {
         } else {
             self.deliver_legacy(event)?;
         }
+        // A single-step trap may come after HLT, and a fault before a shadow has passed.
+        self.halted = false;
+        self.shadow = InterruptShadow::None;
         if event.vector == exception::DB {
             self.dr7 &= !x86::dr7::GD;
         }

@@ -1,5 +1,7 @@
 //! Control and debug registers, XCR0, and the caches and translations they rule: MOV CRn and DRn, CLTS, XGETBV, XSETBV, INVLPG, INVPCID,
 //! WBINVD and CLFLUSH with their kin (SDM vol. 2; vol. 3, 2.5 and 5).
+//!
+//! CR0.AM can be set, but alignment checks (#AC) are missing: no access is ever refused for its alignment alone.
 
 use iced_x86::{Instruction, Mnemonic, Register};
 use x86::paging::{self, is_canonical};
