@@ -17,6 +17,9 @@ mod thunk;
 mod x87;
 mod x87_environment;
 
+#[cfg(test)]
+mod tests;
+
 use iced_x86::{Instruction, Mnemonic};
 
 use crate::core::{Core, DecodeMode, Outcome};

@@ -149,8 +149,8 @@ pub(super) fn lower(i: &Instruction, mode: DecodeMode) -> Option<Lowered> {
     use Mnemonic::*;
     let vex = i.encoding() == EncodingKind::VEX;
     match i.mnemonic() {
-        Vzeroupper => return Some(Lowered::new(zero_upper::<false>)),
-        Vzeroall => return Some(Lowered::new(zero_upper::<true>)),
+        Vzeroupper => Some(Lowered::new(zero_upper::<false>)),
+        Vzeroall => Some(Lowered::new(zero_upper::<true>)),
         Movaps | Movapd | Movdqa | Movups | Movupd | Movdqu | Lddqu | Movntps | Movntpd | Movntdq | Movntdqa
         | Vmovaps | Vmovapd | Vmovdqa | Vmovups | Vmovupd | Vmovdqu | Vlddqu | Vmovntps | Vmovntpd | Vmovntdq
         | Vmovntdqa => whole(i, mode, vex),
