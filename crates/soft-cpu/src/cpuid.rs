@@ -70,6 +70,14 @@ const fn bits(numbers: &[u32]) -> u32 {
 
 /// Leaf 1, ECX, if the host has it: SSE3, PCLMULQDQ, SSSE3, FMA, CMPXCHG16B, SSE4.1, SSE4.2, MOVBE, POPCNT, AES, XSAVE, AVX, F16C.
 const LEAF1_ECX_HOST: u32 = bits(&[0, 1, 9, 12, 13, 19, 20, 22, 23, 25, 26, 28, 29]);
+/// Leaf 1, ECX: the host's kernel has enabled XSAVE.
+const HOST_OSXSAVE: u32 = bits(&[27]);
+/// Leaf 1, ECX, with AVX: FMA, AVX, F16C.
+const LEAF1_ECX_AVX: u32 = bits(&[12, 28, 29]);
+/// Leaf 7, EBX, with AVX: AVX2.
+const LEAF7_EBX_AVX: u32 = bits(&[5]);
+/// Leaf 7, ECX, with AVX: VAES, VPCLMULQDQ.
+const LEAF7_ECX_AVX: u32 = bits(&[9, 10]);
 /// Leaf 1, ECX, always: x2APIC, TSC deadline, RDRAND, hypervisor.
 const LEAF1_ECX_OURS: u32 = bits(&[21, 24, 30, 31]);
 /// Leaf 1, EDX: FPU, DE, PSE, TSC, MSR, PAE, MCE, CX8, APIC, SEP, MTRR, PGE, MCA, CMOV, PAT, PSE36, CLFSH, MMX, FXSR, SSE, SSE2.
@@ -199,7 +207,13 @@ fn leaf1_edx(topology: Topology) -> u32 {
 }
 
 fn basic_leaves(out: &mut Builder, host: &HostFacts, topology: Topology, tsc_khz: u64) {
-    let (host0, host1, host7) = (host.get(0), host.get(1), host.get(7));
+    let (host0, mut host1, mut host7) = (host.get(0), host.get(1), host.get(7));
+    if host1.ecx & HOST_OSXSAVE == 0 {
+        // The host's kernel does not save AVX state, so nobody can use AVX there.
+        host1.ecx &= !LEAF1_ECX_AVX;
+        host7.ebx &= !LEAF7_EBX_AVX;
+        host7.ecx &= !LEAF7_ECX_AVX;
+    }
     let Topology { vcpus, id } = topology;
     out.leaf(0, [0x16, host0.ebx, host0.ecx, host0.edx]);
     let clflush = LINE / 8;
@@ -350,6 +364,13 @@ mod tests {
         let t = table(&host(b"GenuineIntel", bits(&[26])), 1, 0, 2_600_000);
         assert_eq!((t.get(0xd, 0).eax, t.get(0xd, 0).ecx), (3, 576));
         assert_eq!(t.get(1, 0).ecx & bits(&[28]), 0);
+    }
+
+    #[test]
+    fn avx_that_the_hosts_kernel_has_not_enabled_is_not_offered() {
+        let t = table(&host(b"GenuineIntel", !HOST_OSXSAVE), 1, 0, 2_600_000);
+        assert_eq!((t.get(1, 0).ecx & LEAF1_ECX_AVX, t.get(7, 0).ebx & LEAF7_EBX_AVX), (0, 0));
+        assert_eq!(t.get(0xd, 0).eax, 3);
     }
 
     #[test]
