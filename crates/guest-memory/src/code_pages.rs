@@ -70,6 +70,22 @@ impl CodePages {
         self.0.lines.get(page).is_some_and(|l| l.load(Ordering::SeqCst) != 0)
     }
 
+    /// Whether all lines of `len > 0` bytes at `offset` (within one page) are watched.
+    pub fn is_watched(&self, offset: usize, len: usize) -> bool {
+        let mask = line_mask(offset & 0xfff, len);
+        self.0.lines.get(offset >> PAGE_SHIFT).is_some_and(|l| l.load(Ordering::SeqCst) & mask == mask)
+    }
+
+    /// Stops watching this page (region offset / 4096): it seems to hold data now. Copies of its code count as overwritten, so their keepers watch again
+    /// before they trust them. A keeper that is just reading must therefore look at [`CodePages::is_watched`] after it has read.
+    pub fn unwatch(&self, page: usize) {
+        if let (Some(lines), Some(generation)) = (self.0.lines.get(page), self.0.generations.get(page)) {
+            lines.store(0, Ordering::SeqCst);
+            generation.fetch_add(1, Ordering::AcqRel);
+            OVERWRITES.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
     /// Reports that `len` bytes at `offset` have been stored to; true if watched code was among them.
     pub fn written(&self, offset: usize, len: usize) -> bool {
         let mut hit = false;
