@@ -196,34 +196,34 @@ impl Source {
         let (code, offset) = core.ram.code(physical)?;
         let code = code.clone();
         let page = offset >> 12;
-        let fresh = !code.has_code(page);
-        code.watch(offset, len);
-        if fresh && let Some(host) = core.ram.host(physical) {
-            core.tlb.flush_writes_to(host);
-            let link = core.link.clone();
-            let tlb = &mut core.tlb;
-            link.shoot_down_writes(host, || link.take_shootdowns(|page| tlb.flush_writes_to(page)));
-        }
-        let generation = code.generation(page);
         let mut bytes = vec![0; len].into_boxed_slice();
-        core.ram.copy_code(physical, &mut bytes);
-        Some(Self { code, page, generation, physical, bytes })
+        loop {
+            let fresh = !code.has_code(page);
+            code.watch(offset, len);
+            if fresh && let Some(host) = core.ram.host(physical) {
+                core.tlb.flush_writes_to(host);
+                let link = core.link.clone();
+                let tlb = &mut core.tlb;
+                link.shoot_down_writes(host, || link.take_shootdowns(|page| tlb.flush_writes_to(page)));
+            }
+            let generation = code.generation(page);
+            core.ram.copy_code(physical, &mut bytes);
+            // A sibling may have given the page up in between, and then the generation may be from after that.
+            if code.is_watched(offset, len) {
+                return Some(Self { code, page, generation, physical, bytes });
+            }
+        }
     }
 
     /// Whether the bytes are still the same, even if the page's generation has changed.
-    fn revalidate(&mut self, core: &Core) -> bool {
-        let generation = self.code.generation(self.page);
-        if generation == self.generation {
+    fn revalidate(&mut self, core: &mut Core) -> bool {
+        if self.code.generation(self.page) == self.generation {
             return true;
         }
-        let mut now = [0; 4096];
-        let now = &mut now[..self.bytes.len()];
-        core.ram.copy_code(self.physical, now);
-        if *now != *self.bytes {
-            return false;
-        }
-        self.generation = generation;
-        true
+        let Some(now) = Self::watch(core, self.physical, self.bytes.len()) else { return false };
+        let same = now.bytes == self.bytes;
+        self.generation = now.generation;
+        same
     }
 }
 
@@ -234,7 +234,7 @@ impl Block {
         self.key.mode
     }
 
-    fn revalidate(&mut self, core: &Core) -> bool {
+    fn revalidate(&mut self, core: &mut Core) -> bool {
         self.sources.iter_mut().flatten().all(|source| source.revalidate(core))
     }
 

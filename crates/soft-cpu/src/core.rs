@@ -4,6 +4,7 @@ use x86::{CpuState, DescriptorTable, InterruptShadow, Segment, cr0, cr4, efer, r
 
 use crate::flags::LazyFlags;
 use crate::fpu::FpuState;
+use crate::mem::CODE_STORE_COUNTERS;
 use crate::platform::Platform;
 use crate::ram::Ram;
 use crate::smp::{CpuLink, attention};
@@ -25,6 +26,8 @@ pub mod seg {
     pub const GS: usize = 5;
     /// No segment: base zero, no checks.
     pub const FLAT: usize = 6;
+    /// The same where the instruction says SS: in 64-bit code an address that is not canonical raises #SS there.
+    pub const FLAT_STACK: usize = 7;
 }
 
 /// Index into [`Core::gpr`] of a register that is always zero, for a missing base or index.
@@ -201,6 +204,8 @@ pub struct Core {
     pub link: CpuLink,
     /// Counts for `--stats`.
     pub counters: Counters,
+    /// Guest-physical page numbers, and how many stores found code there.
+    pub code_stores: [(u64, u32); CODE_STORE_COUNTERS],
     /// The instruction TLB must be flushed before the next block is looked up.
     pub flush_fetch: bool,
 }
@@ -244,6 +249,7 @@ impl Core {
             platform,
             link,
             counters: Counters::default(),
+            code_stores: [(u64::MAX, 0); CODE_STORE_COUNTERS],
             flush_fetch: false,
         });
         core.load_state(&CpuState::reset(true));
@@ -335,6 +341,7 @@ impl Core {
             *base = segment.base;
         }
         self.segment_bases[seg::FLAT] = 0;
+        self.segment_bases[seg::FLAT_STACK] = 0;
         self.update_rights();
     }
 

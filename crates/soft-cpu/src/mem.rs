@@ -21,6 +21,11 @@ pub enum WriteSlot {
     },
 }
 
+/// Pages whose stores are counted at a time; see [`Core::code_stores`].
+pub const CODE_STORE_COUNTERS: usize = 16;
+/// Stores to a page with code until it is no longer watched.
+const MOST_CODE_STORES: u32 = 64;
+
 /// Bytes of an access of `size` bytes at `linear` that lie on its first page.
 #[inline]
 fn bytes_before_page_end(linear: u64) -> usize {
@@ -279,11 +284,34 @@ impl Core {
         let Some(host) = self.ram.host(physical) else { return Ok(WriteSlot::Slow { first: physical, second: None }) };
         // The dirty bit is set now, so reads may use the translation as well.
         self.tlb.insert(rights, false, linear, host, translation.global, translation.large);
-        if self.ram.code(physical).is_some_and(|(code, offset)| code.has_code(offset >> 12)) {
+        if self.ram.code(physical).is_some_and(|(code, offset)| code.has_code(offset >> 12))
+            && !self.gives_up_code(physical)
+        {
             return Ok(WriteSlot::Slow { first: physical, second: None });
         }
         self.tlb.insert(rights, true, linear, host, translation.global, translation.large);
         Ok(WriteSlot::Host(host))
+    }
+
+    /// Counts a store to a page with code. After many of them the page is taken to hold data now (kernels free their start-up code, processes end) and is no
+    /// longer watched, because a watched page costs a walk a store. Returns whether that has just happened.
+    fn gives_up_code(&mut self, physical: u64) -> bool {
+        let page = physical >> 12;
+        let counter = &mut self.code_stores[page as usize % CODE_STORE_COUNTERS];
+        if counter.0 != page {
+            *counter = (page, 0);
+        }
+        counter.1 += 1;
+        if counter.1 < MOST_CODE_STORES {
+            return false;
+        }
+        *counter = (page, 0);
+        if let Some((code, offset)) = self.ram.code(physical) {
+            code.unwatch(offset >> 12);
+        }
+        // The running block may lie on this very page.
+        self.end_block();
+        true
     }
 
     /// Translates a range of at most 4096 bytes: the first byte's physical address and, if it crosses into another page, that page's.

@@ -113,6 +113,9 @@ fn call<W: Stack, T: Scalar>(core: &mut Core, op: &Op) -> Outcome {
 
 fn call_indirect<S: Source, W: Stack, T: Scalar>(core: &mut Core, op: &Op) -> Outcome {
     let target = S::get::<T>(core, op)?;
+    // A stack that cannot be written comes before a target that is not canonical; the stack pointer moves only after both.
+    let sp = W::sp(core).wrapping_sub(T::SIZE as u64) & W::MASK;
+    W::probe::<T>(core, sp)?;
     check_target(core, target)?;
     W::push(core, T::truncate(core.rip))?;
     core.rip = target.widen();

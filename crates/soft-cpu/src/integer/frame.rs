@@ -103,8 +103,7 @@ fn enter<W: Stack, T: Scalar>(core: &mut Core, op: &Op) -> Outcome {
     }
     sp = sp.wrapping_sub(op.immediate) & W::MASK;
     // The new top must be writable: processors probe it.
-    let top: T = W::read(core, sp)?;
-    W::write(core, sp, top)?;
+    W::probe::<T>(core, sp)?;
     core.set_reg(RBP as u8, T::truncate(frame));
     W::set_sp(core, sp);
     Ok(())

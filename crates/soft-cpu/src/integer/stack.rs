@@ -5,7 +5,7 @@
 use iced_x86::{Instruction, Mnemonic, OpKind};
 use x86::exception;
 
-use crate::core::{Core, DecodeMode, Outcome, seg};
+use crate::core::{Core, DecodeMode, Outcome, Stop, seg};
 use crate::decode::{Lowered, is_memory, memory, register};
 use crate::integer::operand::{Immediate, InMemory, InRegister, Source, is_general, sized_word, with_source};
 use crate::op::{Handler, Op};
@@ -22,6 +22,9 @@ pub(super) trait Stack: 'static {
     fn read<T: Scalar>(core: &mut Core, sp: u64) -> Outcome<T>;
     /// Stores at offset `sp` of the stack.
     fn write<T: Scalar>(core: &mut Core, sp: u64, value: T) -> Outcome;
+
+    /// Checks that offset `sp` of the stack can be written, and writes nothing.
+    fn probe<T: Scalar>(core: &mut Core, sp: u64) -> Outcome;
 
     /// The stack pointer.
     #[inline(always)]
@@ -90,6 +93,14 @@ impl Stack for Stack64 {
         }
         result
     }
+
+    fn probe<T: Scalar>(core: &mut Core, sp: u64) -> Outcome {
+        if core.prepare_write(sp, T::SIZE).is_err() {
+            as_stack_fault(core);
+            return Err(Stop::Exception);
+        }
+        Ok(())
+    }
 }
 
 macro_rules! checked_stack {
@@ -105,6 +116,11 @@ macro_rules! checked_stack {
             fn write<T: Scalar>(core: &mut Core, sp: u64, value: T) -> Outcome {
                 let linear = core.checked_linear_address(seg::SS, sp, T::SIZE, true)?;
                 core.write(linear, value)
+            }
+
+            fn probe<T: Scalar>(core: &mut Core, sp: u64) -> Outcome {
+                let linear = core.checked_linear_address(seg::SS, sp, T::SIZE, true)?;
+                core.prepare_write(linear, T::SIZE).map(|_| ())
             }
         }
     };

@@ -512,3 +512,21 @@ fn decimal_adjustments_follow_the_manual() {
     assert_eq!(core.gpr[gpr::RAX], 63);
     assert_eq!(fault_of(core, &[0xd4, 0]).0, exception::DE);
 }
+
+#[test]
+fn a_page_of_code_that_is_stored_to_again_and_again_becomes_data() {
+    let mut cpu = long_mode(&[0xeb, 0xfe]);
+    cpu.run(4);
+    let core = &mut *cpu.core;
+    let (code, offset) = core.ram.code(crate::testing::CODE).map(|(code, offset)| (code.clone(), offset)).unwrap();
+    let decoded = core.counters.decoded;
+    core.gpr[gpr::RDI] = crate::testing::CODE + 0x800;
+    core.gpr[gpr::RCX] = 200;
+    execute(core, &[0xf3, 0xaa]).unwrap();
+    assert!(!code.has_code(offset >> 12));
+    core.rip = crate::testing::CODE;
+    // Executed again, the unchanged code is watched again and needs no decoding.
+    cpu.run(4);
+    assert!(code.is_watched(offset, 2));
+    assert_eq!(cpu.core.counters.decoded, decoded);
+}
