@@ -106,6 +106,8 @@ fn masked_store(core: &mut Core, op: &Op) -> Outcome {
 
 /// Stores the bytes of `source` whose mask byte has its top bit set, all or none.
 fn store_bytes(core: &mut Core, mem: &Mem, source: &[u8], mask: &[u8]) -> Outcome {
+    // An unusable segment faults even where the mask selects nothing.
+    core.linear_address(mem, 1, true)?;
     let mut slots: [Option<WriteSlot>; 16] = [None; 16];
     for (n, (slot, mask)) in slots.iter_mut().zip(mask).enumerate() {
         if mask & 0x80 != 0 {

@@ -201,7 +201,7 @@ fn xsave_and_xrstor_carry_every_component() {
         let before = cpu.core.fpu.clone();
         assert_eq!(xsave(&mut cpu, save, u64::MAX), None);
         assert_eq!(header(&cpu)[0], 7);
-        cpu.core.fpu = Box::default();
+        *cpu.core.fpu = crate::fpu::FpuState::default();
         assert_eq!(xsave(&mut cpu, XRSTOR64, u64::MAX), None);
         for range in [0..offset::MXCSR_MASK, offset::ST..offset::XMM + 256] {
             assert!(before.image[range.clone()] == cpu.core.fpu.image[range]);
