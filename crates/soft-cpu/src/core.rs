@@ -26,7 +26,7 @@ pub mod seg {
     pub const GS: usize = 5;
     /// No segment: base zero, no checks.
     pub const FLAT: usize = 6;
-    /// The same where the instruction says SS: in 64-bit code an address that is not canonical raises #SS there.
+    /// The same for an operand whose base is RSP or RBP: in 64-bit code an address that is not canonical raises #SS there.
     pub const FLAT_STACK: usize = 7;
 }
 

@@ -122,13 +122,19 @@ pub fn memory(i: &Instruction, mode: DecodeMode) -> Mem {
         (Register::None, Register::None) if i.memory_displ_size() == 2 => 16,
         _ => address_bits,
     };
+    let mut segment = segment_for(i.memory_segment(), mode);
+    // The base register decides, whatever the segment prefix says: in 64-bit code it is ignored.
+    let on_stack = matches!(base, Register::RSP | Register::ESP | Register::RBP | Register::EBP);
+    if on_stack && usize::from(segment) == seg::FLAT {
+        segment = seg::FLAT_STACK as u8;
+    }
     Mem {
         // iced has made a RIP-relative displacement absolute.
         displacement: i.memory_displacement64(),
         base: if base.is_ip() { GPR_ZERO } else { register(base) },
         index: register(index),
         shift: i.memory_index_scale().trailing_zeros() as u8,
-        segment: segment_for(i.memory_segment(), mode),
+        segment,
         unused_bits: (64 - address_bits.clamp(16, 64)) as u8,
         checked: !mode.has(DecodeMode::CODE64),
     }

@@ -57,7 +57,9 @@ impl Core {
             return Ok(Translation { physical: linear & 0xffff_ffff, global: false, large: false });
         }
         if self.is_long() && !is_canonical(linear) {
-            return self.raise_with(exception::GP, 0);
+            // The address tells this #GP from all others: see [`Core::attribute_fault`].
+            self.fault = Fault { vector: exception::GP, error_code: 0, address: linear };
+            return Err(Stop::Exception);
         }
         self.counters.walks += 1;
         let walked = if self.cr4 & cr4::PAE == 0 {

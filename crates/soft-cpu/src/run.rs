@@ -3,7 +3,8 @@
 use x86::{InterruptShadow, exception, rflags};
 
 use crate::block::BlockCache;
-use crate::core::{Core, Fault, Outcome, Stop};
+use crate::core::{Core, Fault, Outcome, Stop, seg};
+use crate::op::Op;
 use crate::smp::attention;
 
 /// Why [`Cpu::run`] returned.
@@ -57,6 +58,7 @@ impl Cpu {
         let result = (op.execute)(core, op);
         if result.is_err() {
             core.rip = block.rip;
+            core.attribute_fault(op);
         } else if block.ops.len() > 1 {
             core.rip = block.rip.wrapping_add(u64::from(op.len)) & block.mode().ip_mask();
         }
@@ -113,6 +115,7 @@ impl Cpu {
                             continue;
                         }
                         Err((stop, op)) => {
+                            core.attribute_fault(op);
                             core.rip = block.rip.wrapping_add(u64::from(op.offset)) & block.mode().ip_mask();
                             stop
                         }
@@ -134,6 +137,15 @@ impl Cpu {
 }
 
 impl Core {
+    /// Makes #GP for an address that is not canonical #SS where `op` names the stack segment, by RSP or RBP (SDM vol. 3, 7.15, #SS).
+    #[cold]
+    fn attribute_fault(&mut self, op: &Op) {
+        let stack = usize::from(op.mem.segment) == seg::FLAT_STACK;
+        if stack && self.fault.vector == exception::GP && self.fault.address != 0 {
+            self.fault.vector = exception::SS;
+        }
+    }
+
     /// Drops the write translations that siblings want gone.
     fn serve_shootdowns(&mut self) {
         let tlb = &mut self.tlb;

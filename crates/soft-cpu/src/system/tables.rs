@@ -216,11 +216,10 @@ fn arpl(core: &mut Core, op: &Op) -> Outcome {
     let source = core.reg::<u16>(op.reg) & 3;
     let raise = |selector: u16| (selector & 3 < source).then_some((selector & !3) | source);
     let raised = if op.aux & FROM_MEMORY != 0 {
-        let linear = core.linear_address(&op.mem, 2, true)?;
-        let slot = core.prepare_write(linear, 2)?;
-        let raised = raise(core.slot_read(slot));
+        // Memory is written, and must be writable, only if the selector changes.
+        let raised = raise(core.load(&op.mem)?);
         if let Some(selector) = raised {
-            core.slot_write(slot, selector);
+            core.store(&op.mem, selector)?;
         }
         raised
     } else {
