@@ -62,6 +62,9 @@ impl Findings {
         {
             return;
         }
+        if host.trap.vector == u32::from(exception::UD) && instruction.is_some_and(rules::offered_without_the_host) {
+            return;
+        }
         let differences = differences(case, instruction, host, ours, memory);
         if !differences.is_empty() {
             self.add(case, form, differences);
@@ -101,7 +104,11 @@ impl Findings {
             println!("  skipped {count}: {reason}");
         }
         let mut text = String::new();
-        for ((bitness, form), finding) in self.by_form.iter().take(MOST_PRINTED) {
+        for ((bitness, form), finding) in self.by_form.iter().take(if std::env::var_os("VMM_COMPARE_FORM").is_some() {
+            usize::MAX
+        } else {
+            MOST_PRINTED
+        }) {
             let _ = write!(
                 text,
                 "\n{form} ({bitness}-bit code, {} of {} cases)\n      {}",
@@ -177,6 +184,9 @@ fn differences(
 ) -> String {
     let mut text = String::new();
     if !same_trap(&host.trap, &ours.trap) {
+        if rules::may_fault_elsewhere(instruction, &host.trap, &ours.trap) {
+            return text;
+        }
         let _ = write!(text, "\n      host: {}; ours: {}", trap_name(&host.trap), trap_name(&ours.trap));
         return text;
     }
@@ -184,8 +194,11 @@ fn differences(
     let before = &case.registers;
     let width = if case.compatibility { 0xffff_ffff } else { u64::MAX };
     let undefined_result = instruction.is_some_and(|i| rules::undefined_result(i, &before.gpr));
+    let undefined_registers =
+        undefined_result || host.trap != Trap::NONE && instruction.is_some_and(rules::undefined_registers_after_fault);
     for n in 0..16 {
-        if (a.gpr[n] ^ b.gpr[n]) & width != 0 && !undefined_result {
+        let undefined = undefined_registers && n != x86::gpr::RSP;
+        if (a.gpr[n] ^ b.gpr[n]) & width != 0 && !undefined {
             let _ = write!(text, "\n      {}: host {:x}, ours {:x}", NAMES[n], a.gpr[n], b.gpr[n]);
         }
     }
@@ -196,7 +209,14 @@ fn differences(
     if (a.rflags ^ b.rflags) & FLAGS & !undefined != 0 {
         let _ = write!(text, "\n      flags: host {}, ours {}", flag_names(a.rflags), flag_names(b.rflags));
     }
-    compare_fpu(&mut text, &before.fpu, &a.fpu, &b.fpu);
+    let x87 = !instruction.is_some_and(|i| rules::undefined_x87_state(i, &host.trap));
+    let mxcsr = |fpu: &[u8]| u32::from_le_bytes([0, 1, 2, 3].map(|n| fpu[offset::MXCSR + n]));
+    let undefined = instruction.map_or(0, |i| rules::undefined_mxcsr(i, mxcsr(&before.fpu), &host.trap));
+    if (mxcsr(&a.fpu) ^ mxcsr(&b.fpu)) & !undefined != 0 {
+        let [before, host, ours] = [&before.fpu, &a.fpu, &b.fpu].map(|fpu| mxcsr(fpu));
+        let _ = write!(text, "\n      mxcsr: before {before:x}, host {host:x}, ours {ours:x}");
+    }
+    compare_fpu(&mut text, x87, &before.fpu, &a.fpu, &b.fpu);
     if !undefined_result {
         compare_memory(&mut text, host, ours, memory);
     }
@@ -210,7 +230,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().rev().map(|b| format!("{b:02x}")).collect()
 }
 
-fn compare_fpu(text: &mut String, before: &[u8], host: &[u8], ours: &[u8]) {
+fn compare_fpu(text: &mut String, x87: bool, before: &[u8], host: &[u8], ours: &[u8]) {
     let mut compare = |name: &str, n: usize, at: usize, len: usize| {
         let range = at..at + len;
         if host[range.clone()] != ours[range.clone()] {
@@ -218,12 +238,13 @@ fn compare_fpu(text: &mut String, before: &[u8], host: &[u8], ours: &[u8]) {
             let _ = write!(text, "\n      {name}{n}: before {before}, host {host}, ours {ours}");
         }
     };
-    compare("fcw", 0, offset::FCW, 2);
-    compare("fsw", 0, offset::FSW, 2);
-    compare("ftw", 0, offset::FTW, 1);
-    compare("mxcsr", 0, offset::MXCSR, 4);
-    for n in 0..8 {
-        compare("st", n, offset::ST + n * 16, 10);
+    if x87 {
+        compare("fcw", 0, offset::FCW, 2);
+        compare("fsw", 0, offset::FSW, 2);
+        compare("ftw", 0, offset::FTW, 1);
+        for n in 0..8 {
+            compare("st", n, offset::ST + n * 16, 10);
+        }
     }
     for n in 0..16 {
         compare("xmm", n, offset::XMM + n * 16, 16);

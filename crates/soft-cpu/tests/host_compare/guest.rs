@@ -108,6 +108,8 @@ impl Guest {
         if !compatibility {
             (state.fs.base, state.gs.base) = (fs_base, gs_base);
         }
+        // No I/O permission map: IN and OUT are refused, as by Linux.
+        state.tr.limit = 0;
         core.load_state(&state);
         Self { cpu: Cpu::new(core), memory }
     }

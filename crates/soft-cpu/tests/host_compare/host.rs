@@ -23,7 +23,9 @@ use super::case::*;
 
 /// Cases that one child runs.
 pub(crate) const BATCH: usize = 256;
-/// The base of GS in the child; it lies in the data area, so that operands with a GS prefix reach it with small displacements.
+/// The base of FS in the child.
+pub(crate) const FS_BASE: u64 = DATA + 0x1800;
+/// The base of GS in the child. Both lie in the data area, so that small displacements reach it.
 pub(crate) const GS_BASE: u64 = DATA + 0x1000;
 
 /// Seconds after which a child is taken to be in a loop.
@@ -33,6 +35,10 @@ const SIGNAL_STACK: usize = 0x10000;
 
 /// The page fault error code's bit for an instruction fetch.
 const FETCH: u32 = 1 << 4;
+/// `arch_prctl` (asm/prctl.h).
+const ARCH_SET_GS: c_int = 0x1001;
+const ARCH_SET_FS: c_int = 0x1002;
+
 const VECTOR_BP: u32 = 3;
 const VECTOR_PF: u32 = 14;
 
@@ -64,7 +70,6 @@ pub(crate) struct Host {
     shared: *mut Shared,
     code: *mut u8,
     code_fd: c_int,
-    fs_base: u64,
 }
 
 // SAFETY: the mappings belong to this value alone.
@@ -105,19 +110,11 @@ impl Host {
         let code = map(0, CODE_SIZE, read_write, libc::MAP_SHARED, code_fd)?;
         // SAFETY: `code` is CODE_SIZE bytes that nothing else uses yet.
         unsafe { ptr::write_bytes(code, FILLER, CODE_SIZE) };
-        let mut fs_base = 0u64;
-        // SAFETY: ARCH_GET_FS (0x1003) writes one word.
-        check(unsafe { libc::syscall(libc::SYS_arch_prctl, 0x1003, &raw mut fs_base) } as c_int)?;
-        let host = Self { shared: shared.cast(), code, code_fd, fs_base };
+        let host = Self { shared: shared.cast(), code, code_fd };
         // SAFETY: `shared` is a zeroed mapping of this type's size.
         unsafe { (*host.shared).code = code };
         host.run_child(0, 0)?;
         Ok(host)
-    }
-
-    /// The base of FS in the children of this thread.
-    pub(crate) fn fs_base(&self) -> u64 {
-        self.fs_base
     }
 
     /// Runs up to [`BATCH`] cases, each starting from `memory`. `None` where the child died.
@@ -182,8 +179,13 @@ fn child(shared: *mut Shared, code_fd: c_int) -> ! {
     SHARED.store(shared, Ordering::Relaxed);
     let result = set_up_child(shared, code_fd);
     if result.is_ok() {
-        // SAFETY: raises a signal that the handler takes; it does not return.
-        unsafe { libc::raise(libc::SIGUSR1) };
+        // SAFETY: raises a signal that the handler takes; it does not return. From here on FS is not that of the C library, so nothing of it
+        // may be called that uses its thread area: no `raise`, and no `errno`.
+        unsafe {
+            let pid = libc::getpid();
+            libc::syscall(libc::SYS_arch_prctl, ARCH_SET_FS, FS_BASE);
+            libc::syscall(libc::SYS_kill, pid, libc::SIGUSR1);
+        }
     }
     // SAFETY: ends this process without running anything of the parent's.
     unsafe { libc::_exit(if result.is_ok() { 0 } else { 1 }) }
@@ -221,8 +223,7 @@ fn set_up_child(shared: *mut Shared, code_fd: c_int) -> io::Result<()> {
             it_value: libc::timeval { tv_sec: CHILD_SECONDS, tv_usec: 0 },
         };
         check(libc::syscall(libc::SYS_setitimer, 0, &raw const timer, ptr::null_mut::<c_void>()) as c_int)?;
-        // ARCH_SET_GS is 0x1001; nothing in this process uses GS.
-        check(libc::syscall(libc::SYS_arch_prctl, 0x1001, GS_BASE) as c_int)?;
+        check(libc::syscall(libc::SYS_arch_prctl, ARCH_SET_GS, GS_BASE) as c_int)?;
         // 64-bit processes run with null DS and ES, with which 32-bit code could access nothing.
         asm!("mov ds, {0:x}", "mov es, {0:x}", in(reg) u32::from(SS), options(nostack, preserves_flags));
     }

@@ -20,7 +20,7 @@ use case::{CODE, CODE_SIZE, Case, Effect, MAX_LEN, Trap};
 use encode::Bytes;
 use findings::Findings;
 use guest::Guest;
-use host::{BATCH, GS_BASE, Host};
+use host::{BATCH, FS_BASE, GS_BASE, Host};
 use inputs::Bases;
 use random::Random;
 
@@ -48,7 +48,7 @@ impl Comparison {
                 return None;
             }
         };
-        let bases = Bases { fs: host.fs_base(), gs: GS_BASE };
+        let bases = Bases { fs: FS_BASE, gs: GS_BASE };
         let guest = Guest::new(bitness == 32, bases.fs, bases.gs);
         let random = Random::new(number("VMM_COMPARE_SEED", 1));
         Some(Self { host, guest, bitness, bases, random, findings: Findings::default() })
@@ -89,7 +89,7 @@ impl Comparison {
 
     /// A case for these bytes, unless the instruction is left out.
     fn case(&mut self, bytes: Bytes, rip: u64, instruction: &Instruction) -> Next {
-        if let Some(reason) = rules::skip_reason(instruction, self.bitness) {
+        if let Some(reason) = rules::skip_reason(instruction, &bytes.bytes, self.bitness) {
             self.findings.skip(reason);
             return Next::None;
         }
@@ -135,6 +135,9 @@ impl Comparison {
             let rip = inputs::place(MAX_LEN, &mut this.random).min(CODE + CODE_SIZE as u64 - MAX_LEN as u64);
             match encode::decode(&bytes, this.bitness, rip) {
                 Some((bytes, instruction)) => this.case(bytes, rip, &instruction),
+                None if rules::may_be_mask_instruction(&bytes) || rules::is_locked_system_instruction(&bytes) => {
+                    Next::None
+                }
                 None => {
                     let registers = inputs::registers(rip, this.bitness == 32, &mut this.random);
                     let compatibility = this.bitness == 32;

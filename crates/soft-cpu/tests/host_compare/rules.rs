@@ -1,11 +1,18 @@
 //! What is not executed, what is not offered, and which results the manuals leave undefined: each with its reason.
 
-use iced_x86::{CpuidFeature, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, CpuidFeature, Instruction, Mnemonic, OpKind, Register};
+use x86::exception;
 use x86::rflags::{AF, CF, OF, PF, SF, ZF};
 
+use super::case::Trap;
+
 /// Why an instruction is not compared at all.
-pub(crate) fn skip_reason(i: &Instruction, bitness: u32) -> Option<&'static str> {
+pub(crate) fn skip_reason(i: &Instruction, bytes: &[u8], bitness: u32) -> Option<&'static str> {
     use Mnemonic::*;
+    let relative = matches!(i.op0_kind(), OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64);
+    if bitness == 64 && has_operand_size_prefix(bytes) && (relative || matches!(i.mnemonic(), Jmp | Call | Ret)) {
+        return Some("near branches with prefix 66: Intel ignores it, AMD branches within 64 KiB");
+    }
     Some(match i.mnemonic() {
         Syscall | Sysenter | Sysexit | Sysret | Sysexitq | Sysretq => "enters or leaves the host's kernel",
         Int | Int1 | Int3 | Into => "goes through the host kernel's interrupt table",
@@ -31,6 +38,19 @@ pub(crate) fn skip_reason(i: &Instruction, bitness: u32) -> Option<&'static str>
         Xbegin | Xend | Xabort | Xtest => "transactions are the host's",
         Ptwrite | Seamcall | Getsec | Encls | Enclu | Enclv => "belongs to the host",
         Clzero => "not offered; AMD only",
+        Reservednop
+            if matches!(
+                i.code(),
+                Code::Reservednop_rm16_r16_0F0D | Code::Reservednop_rm32_r32_0F0D | Code::Reservednop_rm64_r64_0F0D
+            ) =>
+        {
+            "a prefetch of a register: Intel does nothing, AMD raises #UD"
+        }
+        Loope | Loopne if i.has_rep_prefix() || i.has_repne_prefix() => {
+            "LOOPE and LOOPNE with a REP prefix: for AMD it is the prefix that says which"
+        }
+        Movsxd if i.op0_register().size() == 2 => "MOVSXD of 16 bits: Intel loads two bytes, AMD four",
+        Pause if has_rex_b(bytes) => "F3 90 with REX.B: PAUSE for Intel, XCHG for AMD",
         Rdfsbase | Rdgsbase if bitness == 32 => "64-bit only",
         _ if matches!(i.op0_kind(), OpKind::FarBranch16 | OpKind::FarBranch32) => {
             "loads selectors of the host's tables"
@@ -38,6 +58,21 @@ pub(crate) fn skip_reason(i: &Instruction, bitness: u32) -> Option<&'static str>
         Jmp | Call if is_far_indirect(i) => "loads selectors of the host's tables",
         _ => return None,
     })
+}
+
+/// Whether `byte` is a legacy prefix, or a REX prefix of 64-bit code.
+fn is_prefix(byte: u8) -> bool {
+    matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3)
+}
+
+/// Whether prefix 66 stands before the opcode.
+fn has_operand_size_prefix(bytes: &[u8]) -> bool {
+    bytes.iter().take_while(|b| is_prefix(**b)).any(|b| *b == 0x66)
+}
+
+/// Whether there is a REX prefix, for 64-bit code, with bit B set.
+fn has_rex_b(bytes: &[u8]) -> bool {
+    bytes.iter().find(|b| matches!(b, 0x40..=0x4f | 0x90)).is_some_and(|b| b & 0xf1 == 0x41)
 }
 
 fn is_far_indirect(i: &Instruction) -> bool {
@@ -56,11 +91,87 @@ pub(crate) fn not_offered(i: &Instruction) -> bool {
                 | CpuidFeature::PKU
                 | CpuidFeature::SVM
                 | CpuidFeature::SKINIT
+                | CpuidFeature::SKINIT_or_SVM
+                | CpuidFeature::SEV_ES
+                | CpuidFeature::SEV_SNP
+                | CpuidFeature::INVLPGB
+                | CpuidFeature::AVX512F
+                | CpuidFeature::AVX512BW
+                | CpuidFeature::AVX512DQ
                 | CpuidFeature::VMX
                 | CpuidFeature::CET_SS
                 | CpuidFeature::WAITPKG
         )
     })
+}
+
+/// Whether bytes that the decoder calls invalid may be one of AVX-512's VEX-encoded mask instructions, of which processors ignore
+/// bits that must be set.
+pub(crate) fn may_be_mask_instruction(bytes: &[u8]) -> bool {
+    let Some(at) = bytes.iter().position(|b| matches!(b, 0xc4 | 0xc5)) else { return false };
+    let opcode = bytes.get(at + if bytes[at] == 0xc5 { 2 } else { 3 });
+    matches!(opcode, Some(0x30..=0x33 | 0x41..=0x4b | 0x90..=0x93 | 0x98 | 0x99))
+}
+
+/// Whether bytes that the decoder calls invalid are a system instruction with a LOCK prefix: AMD looks at privilege and operands first.
+pub(crate) fn is_locked_system_instruction(bytes: &[u8]) -> bool {
+    let count = bytes.iter().take_while(|b| is_prefix(**b)).count();
+    let (prefixes, opcode) = bytes.split_at(count);
+    prefixes.contains(&0xf0) && matches!(opcode, [0x0f, 0x00 | 0x01 | 0x20..=0x23, ..])
+}
+
+/// Instructions that our CPU has whether or not the host has them.
+pub(crate) fn offered_without_the_host(i: &Instruction) -> bool {
+    // Linux serializes with it where it is there, which is cheaper for us than an IRET.
+    i.mnemonic() == Mnemonic::Serialize
+}
+
+/// Whether both traps, which differ, are right: the manuals do not say which of several accesses comes first, or what address of one is reported.
+pub(crate) fn may_fault_elsewhere(i: Option<&Instruction>, host: &Trap, ours: &Trap) -> bool {
+    use Mnemonic::*;
+    let page_fault = u32::from(exception::PF);
+    let access = |trap: &Trap| matches!(trap.vector as u8, exception::PF | exception::GP | exception::SS);
+    let fetch = |trap: &Trap| trap.vector == page_fault && trap.error & 1 << 4 != 0;
+    let invalid = |trap: &Trap| trap.vector == u32::from(exception::UD);
+    if fetch(host) && invalid(ours) || invalid(host) && fetch(ours) {
+        // How much of an invalid instruction is fetched before it is found to be invalid.
+        return true;
+    }
+    let Some(i) = i else { return false };
+    match i.mnemonic() {
+        // Two operands in memory.
+        Cmpsb | Cmpsw | Cmpsd | Cmpsq => access(host) && access(ours),
+        // Whether bytes that the mask leaves out can fault, and which byte is reported.
+        Maskmovq | Maskmovdqu | Vmaskmovdqu => access(host),
+        _ => false,
+    }
+}
+
+/// Exception flags of MXCSR that are not compared after `trap`.
+pub(crate) fn undefined_mxcsr(i: &Instruction, mxcsr: u32, trap: &Trap) -> u32 {
+    use Mnemonic::*;
+    if trap.vector == u32::from(exception::XM) && matches!(i.mnemonic(), Dpps | Dppd | Vdpps | Vdppd) {
+        // They multiply, then add: an unmasked exception of the products keeps the sums from raising theirs.
+        return 0x3f;
+    }
+    // With overflow or underflow unmasked it is not the result that is rounded, but one whose exponent is unbounded: we do not know if it is exact.
+    const OM_UM: u32 = 3 << 10;
+    const UE_PE: u32 = 3 << 4;
+    if trap.vector == u32::from(exception::XM) && mxcsr & OM_UM != OM_UM { UE_PE } else { 0 }
+}
+
+/// Whether registers other than the stack pointer are not compared after a fault.
+pub(crate) fn undefined_registers_after_fault(i: &Instruction) -> bool {
+    // AMD has popped some of them by then; the instruction can be started again all the same.
+    matches!(i.mnemonic(), Mnemonic::Popa | Mnemonic::Popad)
+}
+
+/// Whether the x87 state is not to be compared after `trap`.
+pub(crate) fn undefined_x87_state(i: &Instruction, trap: &Trap) -> bool {
+    use Mnemonic::*;
+    // Whether the registers turn into MMX ones before or after the conversion raises #XM.
+    let converts = matches!(i.mnemonic(), Cvtpd2pi | Cvttpd2pi | Cvtps2pi | Cvttps2pi | Cvtpi2ps | Cvtpi2pd);
+    converts && trap.vector == u32::from(exception::XM)
 }
 
 /// Status flags that the manuals leave undefined for this instruction, as far as the operands in `gpr` decide it.
@@ -101,6 +212,8 @@ pub(crate) fn undefined_flags(i: &Instruction, gpr: &[u64; 16]) -> u64 {
                 _ => AF | OF,
             }
         }
+        // With an unmasked exception: Intel leaves the flags alone, AMD sets them.
+        Fcomi | Fcomip | Fucomi | Fucomip => ZF | PF | CF,
         Aaa | Aas => OF | SF | ZF | PF,
         Aad | Aam => OF | AF | CF,
         Daa | Das => OF,
