@@ -9,6 +9,7 @@ use soft_cpu::core::Core;
 use soft_cpu::ram::Ram;
 use soft_cpu::run::{Cpu, Exit};
 use soft_cpu::smp::attention;
+use tracing::debug;
 use x86::{Activity, CpuState, Segment, gpr};
 
 use crate::platform::{NoBoard, SoftPlatform};
@@ -184,6 +185,7 @@ impl SoftVcpu {
         let link = &self.cpu.core.link;
         let mut ignored = attention::SHOOTDOWN;
         if !interruptible {
+            debug!(vcpu = self.id, rip = format_args!("{:#x}", self.cpu.core.rip), "halted with interrupts off");
             ignored |= attention::INTERRUPT;
         }
         if self.cpu.core.nmi_blocked {
