@@ -210,7 +210,10 @@ mod tests {
 
     #[test]
     fn every_low_byte_register_is_part_of_its_full_register() {
-        assert_eq!([Register::BL, Register::SPL, Register::DIL, Register::R8L, Register::R15L].map(register), [3, 4, 7, 8, 15]);
+        assert_eq!(
+            [Register::BL, Register::SPL, Register::DIL, Register::R8L, Register::R15L].map(register),
+            [3, 4, 7, 8, 15]
+        );
         assert_eq!(register(Register::BH), byte_register(3, true));
     }
 
