@@ -1,5 +1,6 @@
 //! What goes into one comparison and what comes out of it, in a form that the process under test can share.
 
+use iced_x86::{Instruction, OpKind, Register};
 use x86::XSAVE_SIZE;
 
 /// First byte of the code area, two pages; what lies before and behind it is not mapped.
@@ -18,6 +19,10 @@ pub(crate) const STACK: u64 = 0x1008_0000;
 pub(crate) const STACK_SIZE: usize = 0x2000;
 /// Bytes of memory that an instruction can change: data, then stack.
 pub(crate) const MEMORY_SIZE: usize = DATA_SIZE + STACK_SIZE;
+/// The base of FS in the child.
+pub(crate) const FS_BASE: u64 = DATA + 0x1800;
+/// The base of GS in the child. Both lie in the data area, so that small displacements reach it.
+pub(crate) const GS_BASE: u64 = DATA + 0x1000;
 /// What fills the code area around the instruction: INT3.
 pub(crate) const FILLER: u8 = 0xcc;
 /// Selectors that Linux gives user code.
@@ -108,6 +113,21 @@ impl Case {
         let at = (self.registers.rip - CODE) as usize;
         let len = usize::from(self.len).min(CODE_SIZE - at);
         (at, &self.bytes[..len])
+    }
+}
+
+impl Registers {
+    /// The linear address of the first memory operand of `instruction`; 0 if there is none.
+    pub(crate) fn address(&self, instruction: &Instruction) -> u64 {
+        let value = |register: Register| match register {
+            Register::FS => FS_BASE,
+            Register::GS => GS_BASE,
+            r if r.is_gpr64() => self.gpr[r.number()],
+            r if r.is_gpr() => self.gpr[r.full_register().number()] & 0xffff_ffff,
+            _ => 0,
+        };
+        let memory = (0..instruction.op_count()).find(|n| instruction.op_kind(*n) == OpKind::Memory);
+        memory.and_then(|n| instruction.virtual_address(n, 0, |register, _, _| Some(value(register)))).unwrap_or(0)
     }
 }
 

@@ -24,29 +24,19 @@ pub(crate) struct Bytes {
 
 /// Whether `code` can be looked for at all.
 pub(crate) fn is_candidate(code: Code, bitness: u32) -> bool {
+    let pseudo = matches!(
+        code,
+        Code::INVALID
+            | Code::DeclareByte
+            | Code::DeclareWord
+            | Code::DeclareDword
+            | Code::DeclareQword
+            | Code::Zero_bytes
+    );
     let info = code.op_code();
     let exists = if bitness == 64 { info.mode64() } else { info.mode32() };
     // FSTCW and its kin with WAIT are two instructions.
-    code.is_candidate_kind() && exists && !info.fwait()
-}
-
-trait CandidateKind {
-    fn is_candidate_kind(self) -> bool;
-}
-
-impl CandidateKind for Code {
-    fn is_candidate_kind(self) -> bool {
-        let pseudo = matches!(
-            self,
-            Code::INVALID
-                | Code::DeclareByte
-                | Code::DeclareWord
-                | Code::DeclareDword
-                | Code::DeclareQword
-                | Code::Zero_bytes
-        );
-        !pseudo && matches!(self.encoding(), EncodingKind::Legacy | EncodingKind::VEX)
-    }
+    !pseudo && matches!(code.encoding(), EncodingKind::Legacy | EncodingKind::VEX) && exists && !info.fwait()
 }
 
 /// Random bytes for `code`, to lie at `ip`.

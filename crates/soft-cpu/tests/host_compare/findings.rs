@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::ops::Range;
 
 use iced_x86::{Code, Instruction};
 use soft_cpu::fpu::offset;
@@ -196,10 +197,10 @@ fn differences(
     let undefined_result = instruction.is_some_and(|i| rules::undefined_result(i, &before.gpr));
     let undefined_registers =
         undefined_result || host.trap != Trap::NONE && instruction.is_some_and(rules::undefined_registers_after_fault);
-    for n in 0..16 {
+    for (n, name) in NAMES.iter().enumerate() {
         let undefined = undefined_registers && n != x86::gpr::RSP;
         if (a.gpr[n] ^ b.gpr[n]) & width != 0 && !undefined {
-            let _ = write!(text, "\n      {}: host {:x}, ours {:x}", NAMES[n], a.gpr[n], b.gpr[n]);
+            let _ = write!(text, "\n      {name}: host {:x}, ours {:x}", a.gpr[n], b.gpr[n]);
         }
     }
     if (a.rip ^ b.rip) & width != 0 {
@@ -218,7 +219,12 @@ fn differences(
     }
     compare_fpu(&mut text, x87, &before.fpu, &a.fpu, &b.fpu);
     if !undefined_result {
-        compare_memory(&mut text, host, ours, memory);
+        let ignored = instruction.map_or(0..0, |i| {
+            let bytes = rules::undefined_bytes(i);
+            let start = before.address(i);
+            start.saturating_add(bytes.start)..start.saturating_add(bytes.end)
+        });
+        compare_memory(&mut text, host, ours, memory, &ignored);
     }
     if !text.is_empty() && host.trap != Trap::NONE {
         let _ = write!(text, "\n      after {}", trap_name(&host.trap));
@@ -252,12 +258,17 @@ fn compare_fpu(text: &mut String, x87: bool, before: &[u8], host: &[u8], ours: &
     }
 }
 
-fn compare_memory(text: &mut String, host: &Effect, ours: &Effect, memory: &Memory) {
+fn compare_memory(text: &mut String, host: &Effect, ours: &Effect, memory: &Memory, ignored: &Range<u64>) {
     let a = if host.memory_changed { &host.memory } else { &memory.writable };
     let b = if ours.memory_changed { &ours.memory } else { &memory.writable };
-    let Some(at) = (0..MEMORY_SIZE).find(|n| a[*n] != b[*n]) else { return };
+    if a == b {
+        return;
+    }
+    let address = |at: usize| if at < DATA_SIZE { DATA + at as u64 } else { STACK + (at - DATA_SIZE) as u64 };
+    let differs = |at: &usize| a[*at] != b[*at] && !ignored.contains(&address(*at));
+    let Some(at) = (0..MEMORY_SIZE).find(differs) else { return };
     let end = (at + 16).min(MEMORY_SIZE);
-    let address = if at < DATA_SIZE { DATA + at as u64 } else { STACK + (at - DATA_SIZE) as u64 };
+    let address = address(at);
     let (before, host, ours) = (hex(&memory.writable[at..end]), hex(&a[at..end]), hex(&b[at..end]));
     let _ = write!(text, "\n      memory at {address:#x}: before {before}, host {host}, ours {ours}");
 }

@@ -71,13 +71,13 @@ pub(crate) struct Guest {
 
 impl Guest {
     /// A CPU in user mode with everything enabled that an operating system enables.
-    pub(crate) fn new(compatibility: bool, fs_base: u64, gs_base: u64) -> Self {
+    pub(crate) fn new(compatibility: bool) -> Self {
         let memory = allocate(&[(0, RAM_SIZE)]).expect("a little memory");
         let word = |value: u64, at: u64| memory.write_obj(value, GuestAddress(at)).expect("within RAM");
         let user = paging::P | paging::RW | paging::US;
         word(PDPT | user, PML4);
-        word(PD | user, PDPT + (CODE >> 30 & 511) * 8);
-        word(PT | user, PD + (CODE >> 21 & 511) * 8);
+        word(PD | user, PDPT + (CODE >> 30) % 512 * 8);
+        word(PT | user, PD + (CODE >> 21) % 512 * 8);
         for (area, frames, pages, flags) in [
             (CODE, CODE_FRAMES, 2, paging::P | paging::US),
             (DATA, DATA_FRAMES, 2, user | paging::NX),
@@ -85,7 +85,7 @@ impl Guest {
             (STACK, STACK_FRAMES, 2, user | paging::NX),
         ] {
             for page in 0..pages {
-                word(frames + page * 4096 | flags, PT + (area / 4096 + page & 511) * 8);
+                word((frames + page * 4096) | flags, PT + ((area >> 12) + page) % 512 * 8);
             }
         }
         memory.write_slice(&[FILLER; CODE_SIZE], GuestAddress(CODE_FRAMES)).expect("within RAM");
@@ -106,7 +106,7 @@ impl Guest {
         state.ss = data;
         (state.fs, state.gs) = (Segment::default(), Segment::default());
         if !compatibility {
-            (state.fs.base, state.gs.base) = (fs_base, gs_base);
+            (state.fs.base, state.gs.base) = (FS_BASE, GS_BASE);
         }
         // No I/O permission map: IN and OUT are refused, as by Linux.
         state.tr.limit = 0;

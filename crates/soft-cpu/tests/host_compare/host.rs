@@ -23,11 +23,6 @@ use super::case::*;
 
 /// Cases that one child runs.
 pub(crate) const BATCH: usize = 256;
-/// The base of FS in the child.
-pub(crate) const FS_BASE: u64 = DATA + 0x1800;
-/// The base of GS in the child. Both lie in the data area, so that small displacements reach it.
-pub(crate) const GS_BASE: u64 = DATA + 0x1000;
-
 /// Seconds after which a child is taken to be in a loop.
 const CHILD_SECONDS: i64 = 2;
 /// Size of the signal stack: frames with AVX-512 state take about 4 KiB.

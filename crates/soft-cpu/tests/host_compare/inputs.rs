@@ -8,15 +8,6 @@ use super::case::*;
 use super::encode::Bytes;
 use super::random::Random;
 
-/// Bases of FS and GS, the same on both sides.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Bases {
-    /// FS.
-    pub(crate) fs: u64,
-    /// GS.
-    pub(crate) gs: u64,
-}
-
 /// Memory that a batch of cases starts from.
 pub(crate) fn memory(random: &mut Random) -> Box<Memory> {
     let mut memory = Box::new(Memory { writable: [0; MEMORY_SIZE], read_only: [0; 4096] });
@@ -70,7 +61,7 @@ fn stack_pointer(random: &mut Random) -> u64 {
         1 => STACK + STACK_SIZE as u64 - random.below(24),
         2 => STACK + 4096 - random.below(16),
         3 => STACK + 256 + random.below(STACK_SIZE as u64 - 512),
-        _ => STACK + 512 + random.below(STACK_SIZE as u64 - 1024) & !7,
+        _ => STACK + 512 + (random.below(STACK_SIZE as u64 - 1024) & !7),
     }
 }
 
@@ -146,7 +137,7 @@ pub(crate) fn registers(rip: u64, compatibility: bool, random: &mut Random) -> R
 }
 
 /// A case for `instruction`, whose displacement may be changed so that it reaches the data area.
-pub(crate) fn case(bytes: Bytes, bitness: u32, rip: u64, bases: Bases, random: &mut Random) -> (Case, Instruction) {
+pub(crate) fn case(bytes: Bytes, bitness: u32, rip: u64, random: &mut Random) -> (Case, Instruction) {
     let compatibility = bitness == 32;
     let mut case = Case {
         bytes: bytes.bytes,
@@ -157,16 +148,15 @@ pub(crate) fn case(bytes: Bytes, bitness: u32, rip: u64, bases: Bases, random: &
     };
     let (mut instruction, offsets) = decode(&case, bitness);
     if random.one_in(32) {
-        patch(&mut case, &instruction, 0, random);
+        patch(&mut case, &instruction, random);
         return (case, instruction);
     }
-    let mut address = 0;
     if (0..instruction.op_count()).any(|n| instruction.op_kind(n) == OpKind::Memory) {
-        address = aim(&mut case, &instruction, &offsets, bases, random);
+        aim(&mut case, &instruction, &offsets, random);
         instruction = decode(&case, bitness).0;
     }
     implicit(&mut case, &instruction, random);
-    patch(&mut case, &instruction, address, random);
+    patch(&mut case, &instruction, random);
     (case, instruction)
 }
 
@@ -178,18 +168,18 @@ fn decode(case: &Case, bitness: u32) -> (Instruction, ConstantOffsets) {
     (instruction, offsets)
 }
 
-fn segment_base(register: Register, bases: Bases) -> u64 {
+fn segment_base(register: Register) -> u64 {
     match register {
-        Register::FS => bases.fs,
-        Register::GS => bases.gs,
+        Register::FS => FS_BASE,
+        Register::GS => GS_BASE,
         _ => 0,
     }
 }
 
-/// Makes the memory operand point somewhere useful, by its base, its index or its displacement; returns where.
-fn aim(case: &mut Case, i: &Instruction, offsets: &ConstantOffsets, bases: Bases, random: &mut Random) -> u64 {
+/// Makes the memory operand point somewhere useful, by its base, its index or its displacement.
+fn aim(case: &mut Case, i: &Instruction, offsets: &ConstantOffsets, random: &mut Random) {
     let wanted = target(i.memory_size().size(), random);
-    let segment = segment_base(i.memory_segment(), bases);
+    let segment = segment_base(i.memory_segment());
     let (base, index) = (i.memory_base(), i.memory_index());
     let gpr = &mut case.registers.gpr;
     if index.is_vector_register() {
@@ -215,14 +205,14 @@ fn aim(case: &mut Case, i: &Instruction, offsets: &ConstantOffsets, bases: Bases
             let value = wanted.wrapping_sub(segment).wrapping_sub(origin);
             case.bytes[at..at + size].copy_from_slice(&value.to_le_bytes()[..size]);
         }
-        return wanted;
+        return;
     }
     let rest = wanted.wrapping_sub(segment).wrapping_sub(i.memory_displacement64());
     let scale = u64::from(i.memory_index_scale());
     let full = |r: Register| r.full_register().number();
     let (register, value) = if base == Register::None {
         if index.is_vector_register() {
-            return wanted;
+            return;
         }
         (index, rest / scale)
     } else if index == Register::None || index.is_vector_register() {
@@ -241,7 +231,6 @@ fn aim(case: &mut Case, i: &Instruction, offsets: &ConstantOffsets, bases: Bases
     if case.compatibility {
         gpr[full(register)] &= 0xffff_ffff;
     }
-    wanted
 }
 
 fn mask(register: Register) -> u64 {
@@ -309,7 +298,8 @@ fn implicit(case: &mut Case, i: &Instruction, random: &mut Random) {
 }
 
 /// A word of memory that the instruction gives a meaning.
-fn patch(case: &mut Case, i: &Instruction, address: u64, random: &mut Random) {
+fn patch(case: &mut Case, i: &Instruction, random: &mut Random) {
+    let address = case.registers.address(i);
     let target = CODE + 32 + random.below(CODE_SIZE as u64 - 64);
     let stack = case.registers.gpr[x86::gpr::RSP];
     match i.mnemonic() {
@@ -317,6 +307,19 @@ fn patch(case: &mut Case, i: &Instruction, address: u64, random: &mut Random) {
         Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq => {
             let harmful = rflags::TF | rflags::NT | rflags::AC | rflags::ID;
             put(case, stack, random.bits() & !harmful);
+        }
+        // Only components that we have: x87, SSE, AVX.
+        Mnemonic::Xsave | Mnemonic::Xsave64 | Mnemonic::Xsavec | Mnemonic::Xsavec64 => {
+            let gpr = &mut case.registers.gpr;
+            gpr[x86::gpr::RAX] = gpr[x86::gpr::RAX] & !0xffff_ffff | random.below(8);
+            gpr[x86::gpr::RDX] &= !0xffff_ffff;
+        }
+        // Bit 17 is AMD's, and not offered; of the others half the values have none that does not exist.
+        Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr | Mnemonic::Fxrstor | Mnemonic::Fxrstor64 => {
+            let at =
+                if matches!(i.mnemonic(), Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr) { 0 } else { offset::MXCSR as u64 };
+            let bits = if random.one_in(2) { 0xffff } else { 0xfffd_ffff };
+            put(case, address.wrapping_add(at), random.bits() & (bits | 0xffff_ffff << 32));
         }
         Mnemonic::Ret if random.one_in(2) => put(case, stack, target),
         Mnemonic::Jmp | Mnemonic::Call if i.op0_kind() == OpKind::Memory && random.one_in(2) => {
@@ -340,11 +343,13 @@ fn patch(case: &mut Case, i: &Instruction, address: u64, random: &mut Random) {
     }
 }
 
+/// Writes `value` to `address` before the instruction, if it can be written there.
 fn put(case: &mut Case, address: u64, value: u64) {
+    let mapped = |address: u64| Memory::offset_of(address, 1).is_some();
     if Memory::offset_of(address, 8).is_some() {
         case.patch = (address, value);
-    } else if Memory::offset_of(address, 1).is_some() || Memory::offset_of(address.wrapping_add(7), 1).is_some() {
-        // Half of the word could be loaded all the same: move away from the edge.
+    } else if address == case.registers.gpr[x86::gpr::RSP] && (mapped(address) || mapped(address.wrapping_add(7))) {
+        // A narrow operand could be loaded from there all the same: the stack moves away from the edge.
         case.registers.gpr[x86::gpr::RSP] = STACK + 0x800;
         case.patch = (STACK + 0x800, value);
     }

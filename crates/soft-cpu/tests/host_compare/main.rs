@@ -20,8 +20,7 @@ use case::{CODE, CODE_SIZE, Case, Effect, MAX_LEN, Trap};
 use encode::Bytes;
 use findings::Findings;
 use guest::Guest;
-use host::{BATCH, FS_BASE, GS_BASE, Host};
-use inputs::Bases;
+use host::{BATCH, Host};
 use random::Random;
 
 fn number(name: &str, default: u64) -> u64 {
@@ -33,7 +32,6 @@ struct Comparison {
     host: Host,
     guest: Guest,
     bitness: u32,
-    bases: Bases,
     random: Random,
     findings: Findings,
 }
@@ -48,10 +46,9 @@ impl Comparison {
                 return None;
             }
         };
-        let bases = Bases { fs: FS_BASE, gs: GS_BASE };
-        let guest = Guest::new(bitness == 32, bases.fs, bases.gs);
+        let guest = Guest::new(bitness == 32);
         let random = Random::new(number("VMM_COMPARE_SEED", 1));
-        Some(Self { host, guest, bitness, bases, random, findings: Findings::default() })
+        Some(Self { host, guest, bitness, random, findings: Findings::default() })
     }
 
     /// Makes cases with `next` until it returns `None` for good, and compares them batch by batch.
@@ -93,7 +90,7 @@ impl Comparison {
             self.findings.skip(reason);
             return Next::None;
         }
-        let (case, instruction) = inputs::case(bytes, self.bitness, rip, self.bases, &mut self.random);
+        let (case, instruction) = inputs::case(bytes, self.bitness, rip, &mut self.random);
         Next::Case(Box::new(case), Some(instruction))
     }
 

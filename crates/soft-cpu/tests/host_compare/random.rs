@@ -118,7 +118,7 @@ impl Random {
 
     /// A number below `limit`.
     pub(crate) fn below(&mut self, limit: u64) -> u64 {
-        (self.bits() >> 32) * limit >> 32
+        ((self.bits() >> 32) * limit) >> 32
     }
 
     /// True once in `n` times.
@@ -177,7 +177,7 @@ impl Random {
         let exponent = if self.one_in(2) {
             self.pick(F80_EXPONENTS)
         } else {
-            0x3fe0 + self.below(64) as u16 | (self.bits() as u16 & 0x8000)
+            (0x3fe0 + self.below(64) as u16) | (self.bits() as u16 & 0x8000)
         };
         let significand = if self.one_in(2) { self.pick(F80_SIGNIFICANDS) } else { self.bits() | 1 << 63 };
         let mut bytes = [0; 10];

@@ -1,8 +1,10 @@
 //! What is not executed, what is not offered, and which results the manuals leave undefined: each with its reason.
 
+use std::ops::Range;
+
 use iced_x86::{Code, CpuidFeature, Instruction, Mnemonic, OpKind, Register};
-use x86::exception;
 use x86::rflags::{AF, CF, OF, PF, SF, ZF};
+use x86::{XSAVE_SIZE, exception};
 
 use super::case::Trap;
 
@@ -19,12 +21,9 @@ pub(crate) fn skip_reason(i: &Instruction, bytes: &[u8], bitness: u32) -> Option
         Vmcall | Vmmcall | Vmgexit => "calls the host's hypervisor",
         Rdtsc | Rdtscp | Rdpmc | Rdrand | Rdseed | Rdpid | Rdpru => "gives another value each time",
         Cpuid | Xgetbv => "gives what the machine offers, which differs",
-        Xsave | Xsave64 | Xsavec | Xsavec64 | Xsaveopt | Xsaveopt64 | Xsaves | Xsaves64 | Xrstor | Xrstor64
-        | Xrstors | Xrstors64 => "the host has more components, and its image another layout",
-        Fxsave | Fxsave64 | Fxrstor | Fxrstor64 | Fnsave | Fsave | Fnstenv | Fstenv => {
-            "stores x87 pointers, which a signal frame does not keep on AMD"
+        Xsaveopt | Xsaveopt64 | Xsaves | Xsaves64 | Xrstor | Xrstor64 | Xrstors | Xrstors64 => {
+            "depends on what was restored before, or on a header that is hardly ever valid by chance"
         }
-        Frstor | Fldenv => "loads x87 pointers, which a signal frame does not keep on AMD",
         Iret | Iretd | Iretq | Retf => "loads selectors of the host's tables",
         Lar | Lsl | Verr | Verw => "looks at the host's descriptor tables",
         Lds | Les | Lfs | Lgs | Lss => "loads selectors of the host's tables",
@@ -143,7 +142,23 @@ pub(crate) fn may_fault_elsewhere(i: Option<&Instruction>, host: &Trap, ours: &T
         Cmpsb | Cmpsw | Cmpsd | Cmpsq => access(host) && access(ours),
         // Whether bytes that the mask leaves out can fault, and which byte is reported.
         Maskmovq | Maskmovdqu | Vmaskmovdqu => access(host),
+        // Which of the many words is found out first.
+        Fxsave | Fxsave64 | Fxrstor | Fxrstor64 | Fnsave | Frstor | Fnstenv | Fldenv | Xsave | Xsave64 | Xsavec
+        | Xsavec64 => {
+            let near = host.address.abs_diff(ours.address) < XSAVE_SIZE as u64;
+            access(host) && access(ours) && (host.vector != ours.vector || near)
+        }
         _ => false,
+    }
+}
+
+/// Offsets from the memory operand of bytes that are not compared.
+pub(crate) fn undefined_bytes(i: &Instruction) -> Range<u64> {
+    use Mnemonic::*;
+    match i.mnemonic() {
+        // MXCSR_MASK: AMD's misaligned mode is not offered.
+        Fxsave | Fxsave64 | Xsave | Xsave64 | Xsavec | Xsavec64 => 28..32,
+        _ => 0..0,
     }
 }
 
