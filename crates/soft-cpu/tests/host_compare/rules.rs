@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use iced_x86::{Code, CpuidFeature, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, CodeSize, CpuidFeature, Instruction, Mnemonic, OpKind, Register};
 use x86::rflags::{AF, CF, OF, PF, SF, ZF};
 use x86::{XSAVE_SIZE, exception};
 
@@ -49,6 +49,9 @@ pub(crate) fn skip_reason(i: &Instruction, bytes: &[u8], bitness: u32) -> Option
             "LOOPE and LOOPNE with a REP prefix: for AMD it is the prefix that says which"
         }
         Movsxd if i.op0_register().size() == 2 => "MOVSXD of 16 bits: Intel loads two bytes, AMD four",
+        Cvtpi2ps if i.op1_kind() == OpKind::Memory => {
+            "CVTPI2PS from memory: for Intel it is an MMX instruction, for AMD it leaves the x87 state alone"
+        }
         Pause if has_rex_b(bytes) => "F3 90 with REX.B: PAUSE for Intel, XCHG for AMD",
         Rdfsbase | Rdgsbase if bitness == 32 => "64-bit only",
         _ if matches!(i.op0_kind(), OpKind::FarBranch16 | OpKind::FarBranch32) => {
@@ -137,6 +140,13 @@ pub(crate) fn may_fault_elsewhere(i: Option<&Instruction>, host: &Trap, ours: &T
         return true;
     }
     let Some(i) = i else { return false };
+    let beyond_or_misaligned = |a: &Trap, b: &Trap| {
+        a.vector == u32::from(exception::GP) && b.vector == u32::from(exception::SS) && i.memory_size().size() >= 16
+    };
+    if i.code_size() == CodeSize::Code32 && (beyond_or_misaligned(host, ours) || beyond_or_misaligned(ours, host)) {
+        // Beyond the stack segment's limit, and misaligned besides.
+        return true;
+    }
     match i.mnemonic() {
         // Two operands in memory.
         Cmpsb | Cmpsw | Cmpsd | Cmpsq => access(host) && access(ours),
