@@ -86,7 +86,9 @@ impl Platform for SoftPlatform {
             msr::KVM_SYSTEM_TIME_NEW | msr::KVM_SYSTEM_TIME => {
                 Some(Ok(self.shared.vcpus[self.id].system_time_msr.load(Ordering::SeqCst)))
             }
-            msr::KVM_WALL_CLOCK_NEW | msr::KVM_WALL_CLOCK => Some(Ok(self.shared.wall_clock_msr.load(Ordering::SeqCst))),
+            msr::KVM_WALL_CLOCK_NEW | msr::KVM_WALL_CLOCK => {
+                Some(Ok(self.shared.wall_clock_msr.load(Ordering::SeqCst)))
+            }
             _ => None,
         }
     }

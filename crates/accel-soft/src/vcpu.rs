@@ -6,6 +6,7 @@ use std::time::Duration;
 use accel::{AccelError, CpuIo, Kicker, Vcpu, VcpuExit};
 use chipset::lapic::LapicEvent;
 use soft_cpu::core::Core;
+use soft_cpu::msr::Msrs;
 use soft_cpu::ram::Ram;
 use soft_cpu::run::{Cpu, Exit};
 use soft_cpu::smp::attention;
@@ -55,7 +56,7 @@ impl SoftVcpu {
         let bootstrap = self.id == 0;
         let mut state = CpuState::reset(bootstrap);
         state.gprs[gpr::RDX] = self.shared.vcpus[self.id].cpuid.get(1, 0).eax.into();
-        state.xsave = self.cpu.core.fpu.image.to_vec();
+        state.xsave = self.cpu.core.fpu.save_image();
         self.cpu.core.load_state(&state);
         self.shared.lapic(self.id).init();
         self.activity = state.activity;
@@ -75,9 +76,9 @@ impl SoftVcpu {
     /// Sleeps until there is something for this vCPU, or `nanoseconds` have passed.
     fn sleep(&self, nanoseconds: Option<u64>) {
         let link = &self.cpu.core.link;
-        self.shared.vcpus[self.id]
-            .sleeper
-            .sleep(nanoseconds.map(Duration::from_nanos), || link.attention() & !attention::SHOOTDOWN != attention::NONE);
+        self.shared.vcpus[self.id].sleeper.sleep(nanoseconds.map(Duration::from_nanos), || {
+            link.attention() & !attention::SHOOTDOWN != attention::NONE
+        });
     }
 
     /// Sleeps as an application processor that waits to be started; true if it was kicked.
@@ -138,6 +139,14 @@ impl Vcpu for SoftVcpu {
         Ok(())
     }
 
+    fn reset(&mut self) -> Result<(), AccelError> {
+        let state = CpuState::reset(self.id == 0);
+        self.cpu.core.msrs = Msrs::default();
+        self.cpu.core.load_state(&state);
+        self.activity = state.activity;
+        Ok(())
+    }
+
     fn run(&mut self, io: &Arc<dyn CpuIo>) -> Result<VcpuExit, AccelError> {
         self.cpu.core.platform = Box::new(SoftPlatform::new(Arc::clone(&self.shared), self.id, Arc::clone(io)));
         loop {
@@ -150,7 +159,10 @@ impl Vcpu for SoftVcpu {
             self.shared.advance_timer(self.id);
             match self.cpu.run(SLICE) {
                 Exit::Budget => {}
-                Exit::Kicked => return Ok(VcpuExit::Kicked),
+                Exit::Kicked => {
+                    debug!(vcpu = self.id, rip = format_args!("{:#x}", self.cpu.core.rip), "stopped");
+                    return Ok(VcpuExit::Kicked);
+                }
                 Exit::Event => self.take_events(),
                 Exit::Shutdown => self.activity = Activity::Shutdown,
                 Exit::Halted => match self.shared.advance_timer(self.id) {

@@ -100,6 +100,12 @@ pub trait Vcpu: Send {
     /// [`AccelError`] when the state is impossible or the host refuses it.
     fn set_state(&mut self, state: &CpuState) -> Result<(), AccelError>;
 
+    /// Puts the processor into its state after RESET, every MSR included; its local APIC is [`Vm::reset`]'s.
+    ///
+    /// # Errors
+    /// [`AccelError`] when the host refuses.
+    fn reset(&mut self) -> Result<(), AccelError>;
+
     /// Runs until kicked or shut down. HLT and waiting for a start-up IPI sleep inside.
     ///
     /// # Errors

@@ -5,7 +5,8 @@
 //! | 0 .. 0x9fc00 | RAM |
 //! | [`EBDA`] 0x9fc00 .. 0xa0000 | extended BIOS data area, reserved |
 //! | [`ACPI_TABLES`] 0xe0000 .. 0xf0000 | ACPI tables, where ACPI is on |
-//! | [`MP_TABLE`] 0xf0000 .. 0x100000 | MP table, where ACPI is off |
+//! | [`MP_TABLE`] 0xf0000 .. 0xffff0 | MP table, where ACPI is off |
+//! | [`RESET_VECTOR`] 0xffff0 .. 0x100000 | real-mode code that resets the machine |
 //! | 0x100000 .. [`LOW_RAM_END`] 0xc0000000 | RAM |
 //! | [`GED_SELECTOR`] 0xfea00000 | event selector of the generic event device |
 //! | [`GED_REGISTERS`] 0xfea00200 | its sleep control, sleep status and reset registers |
@@ -42,6 +43,8 @@ pub const ACPI_TABLES: u64 = 0xe_0000;
 pub const ACPI_TABLES_END: u64 = 0xf_0000;
 /// MP floating pointer, with the table behind it.
 pub const MP_TABLE: u32 = 0xf_0000;
+/// Where real mode finds firmware: F000:FFF0.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// RAM goes on here.
 pub const EXTENDED_MEMORY: u64 = 0x10_0000;
 /// RAM below 4 GiB ends here at the latest.

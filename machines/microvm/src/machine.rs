@@ -13,8 +13,8 @@ use guest_memory::GuestMemory;
 use tracing::{debug, info};
 use virtio::VirtioDevice;
 use virtio::rng::Rng;
-use x86::CpuState;
 use x86::paging::PAGE_SIZE;
+use x86::{CpuState, msr};
 
 use crate::board::{Board, Parts};
 use crate::variant::{self, Payload};
@@ -22,6 +22,9 @@ use crate::{AccelChoice, Decompress, Host, MIB, MachineError, OnReboot, Options,
 
 /// Least RAM: base memory, and something for a kernel above 1 MiB.
 const LEAST_MEMORY: u64 = 2 * MIB;
+
+/// What firmware leaves in IA32_MTRR_DEF_TYPE: MTRRs and fixed ranges enabled, write-back by default (SDM vol. 3, "IA32_MTRR_DEF_TYPE MSR").
+const MTRR_WRITE_BACK: u64 = 0xc06;
 
 /// The name by which a triple fault asks for a reset.
 pub const TRIPLE_FAULT: &str = "triple fault";
@@ -225,7 +228,10 @@ impl Machine {
         };
         let loaded = boot::load(&self.memory, request)?;
         for (id, vcpu) in self.vcpus.iter_mut().enumerate() {
-            let state = if id == 0 { loaded.cpu.clone() } else { CpuState::reset(false) };
+            let mut state = if id == 0 { loaded.cpu.clone() } else { CpuState::reset(false) };
+            state.msrs.push((msr::IA32_MTRR_DEF_TYPE, MTRR_WRITE_BACK));
+            state.msrs.sort_unstable_by_key(|&(number, _)| number);
+            vcpu.reset()?;
             vcpu.set_state(&state)?;
         }
         Ok(())

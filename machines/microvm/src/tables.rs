@@ -1,4 +1,4 @@
-//! What the guest finds in memory about the board: ACPI tables or an MP table, and the BIOS data area.
+//! What the guest finds in memory about the board: ACPI tables or an MP table, the BIOS data area, and the little firmware there is.
 
 use firmware_tables::Ioapic;
 use firmware_tables::acpi::{AcpiTables, Ged, LegacyDevice, VirtioMmio};
@@ -13,6 +13,11 @@ use crate::{MachineError, Options, address_map as at};
 /// CPUID.1:EAX and EDX that the MP table shows, QEMU's: a Pentium Pro with FPU and local APIC. No guest relies on them.
 const MP_CPU: (u32, u32) = (0x600, 0x201);
 
+/// What stands at the real-mode reset vector, F000:FFF0: `mov al, 0xfe; out 0x64, al; hlt; jmp $-1`.
+///
+/// A kernel without a better idea (Debian's with hardware-reduced ACPI and no DMI) reboots by a jump there, and firmware would reset the machine.
+const RESET_VECTOR_CODE: [u8; 7] = [0xb0, 0xfe, 0xe6, 0x64, 0xf4, 0xeb, 0xfd];
+
 /// Writes the tables of a board with virtio devices in `slots`; the address of the RSDP if there is one.
 pub(crate) fn write(
     options: &Options,
@@ -21,12 +26,14 @@ pub(crate) fn write(
 ) -> Result<Option<u64>, MachineError> {
     put(memory, "the BIOS data area", at::BDA_EBDA_SEGMENT, &((at::EBDA >> 4) as u16).to_le_bytes(), 2)?;
     put(memory, "the BIOS data area", at::BDA_BASE_MEMORY_KIB, &((at::EBDA >> 10) as u16).to_le_bytes(), 2)?;
+    let after = at::EXTENDED_MEMORY - at::RESET_VECTOR;
+    put(memory, "the reset vector", at::RESET_VECTOR, &RESET_VECTOR_CODE, after)?;
     if options.acpi_on() {
         let blob = acpi(options, slots).to_blob(at::ACPI_TABLES);
         put(memory, "ACPI tables", at::ACPI_TABLES, &blob.bytes, at::ACPI_TABLES_END - at::ACPI_TABLES)?;
         return Ok(Some(blob.rsdp));
     }
-    let room = at::EXTENDED_MEMORY - u64::from(at::MP_TABLE);
+    let room = at::RESET_VECTOR - u64::from(at::MP_TABLE);
     put(memory, "the MP table", at::MP_TABLE.into(), &mp(options, slots).to_bytes(at::MP_TABLE), room)?;
     Ok(None)
 }

@@ -81,6 +81,10 @@ impl Kicker for Kick {
 }
 
 impl Vcpu for FakeVcpu {
+    fn reset(&mut self) -> Result<(), AccelError> {
+        Ok(())
+    }
+
     fn state(&self) -> Result<CpuState, AccelError> {
         Ok(CpuState::reset(self.id == 0))
     }

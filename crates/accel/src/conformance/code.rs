@@ -1,7 +1,9 @@
 //! The assembler of the conformance guests, with the few phrases that they share.
 
 use iced_x86::IcedError;
-use iced_x86::code_asm::{CodeAssembler, CodeLabel, al, ax, byte_ptr, dword_ptr, dx, eax, ecx, edx, ptr, qword_ptr, rax, rcx, rdx, word_ptr};
+use iced_x86::code_asm::{
+    CodeAssembler, CodeLabel, al, ax, byte_ptr, dword_ptr, dx, eax, ecx, edx, ptr, qword_ptr, rax, rcx, rdx, word_ptr,
+};
 
 use super::{CODE, IDT, board};
 

@@ -2,7 +2,8 @@
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::{
-    al, ax, byte_ptr, cl, dl, dword_ptr, dx, eax, ebx, ecx, edi, edx, esi, ptr, qword_ptr, r8, rax, rbx, rcx, rdi, rsp, word_ptr,
+    al, ax, byte_ptr, cl, dl, dword_ptr, dx, eax, ebx, ecx, edi, edx, esi, ptr, qword_ptr, r8, rax, rbx, rcx, rdi, rsp,
+    word_ptr,
 };
 
 use super::board::{MMIO, PATTERN, PIC};
@@ -11,32 +12,106 @@ use super::{End, Guest, SCRATCH};
 
 /// Every guest.
 pub const ALL: &[Guest] = &[
-    Guest { name: "port reads of every size", vcpus: 1, build: port_reads, expected: &[0x10, 0x20, 0x21, 0x30, 0x31, 0x32, 0x33], end: End::Finished },
+    Guest {
+        name: "port reads of every size",
+        vcpus: 1,
+        build: port_reads,
+        expected: &[0x10, 0x20, 0x21, 0x30, 0x31, 0x32, 0x33],
+        end: End::Finished,
+    },
     Guest { name: "rep insb", vcpus: 1, build: rep_ins, expected: &[0x44, 0x44, 0x44], end: End::Finished },
     Guest {
         name: "MMIO of every size, and across a device register",
         vcpus: 1,
         build: mmio,
-        expected: &[1, 8, 0x11, 2, 8, 0x11, 0x22, 4, 8, 0x11, 0x22, 0x33, 0x44, 8, 16, 1, 2, 3, 4, 5, 6, 7, 8, 0x83, 0x40],
+        expected: &[
+            1, 8, 0x11, 2, 8, 0x11, 0x22, 4, 8, 0x11, 0x22, 0x33, 0x44, 8, 16, 1, 2, 3, 4, 5, 6, 7, 8, 0x83, 0x40,
+        ],
         end: End::Finished,
     },
-    Guest { name: "divide error and invalid opcode", vcpus: 1, build: exceptions, expected: &[0, 6, 0x99], end: End::Finished },
-    Guest { name: "page fault with CR2 and error code", vcpus: 1, build: page_fault, expected: &[2, 0x40], end: End::Finished },
-    Guest { name: "general protection with a selector", vcpus: 1, build: general_protection, expected: &[0x18], end: End::Finished },
+    Guest {
+        name: "divide error and invalid opcode",
+        vcpus: 1,
+        build: exceptions,
+        expected: &[0, 6, 0x99],
+        end: End::Finished,
+    },
+    Guest {
+        name: "page fault with CR2 and error code",
+        vcpus: 1,
+        build: page_fault,
+        expected: &[2, 0x40],
+        end: End::Finished,
+    },
+    Guest {
+        name: "general protection with a selector",
+        vcpus: 1,
+        build: general_protection,
+        expected: &[0x18],
+        end: End::Finished,
+    },
     Guest { name: "triple fault", vcpus: 1, build: triple_fault, expected: &[], end: End::TripleFault },
     Guest { name: "MSI wakes HLT", vcpus: 1, build: msi_wakes_hlt, expected: &[0x51, 0x52], end: End::Finished },
-    Guest { name: "an interrupt waits for STI and its shadow", vcpus: 1, build: sti_shadow, expected: &[1, 2, 0x51, 3], end: End::Finished },
-    Guest { name: "the higher vector comes first", vcpus: 1, build: priorities, expected: &[0x91, 0x51], end: End::Finished },
-    Guest { name: "TPR holds interrupts back", vcpus: 1, build: task_priority, expected: &[1, 0x51], end: End::Finished },
-    Guest { name: "a level interrupt's EOI is broadcast", vcpus: 1, build: level_eoi, expected: &[0x51, 0xe0, 0x51], end: End::Finished },
+    Guest {
+        name: "an interrupt waits for STI and its shadow",
+        vcpus: 1,
+        build: sti_shadow,
+        expected: &[1, 2, 0x51, 3],
+        end: End::Finished,
+    },
+    Guest {
+        name: "the higher vector comes first",
+        vcpus: 1,
+        build: priorities,
+        expected: &[0x91, 0x51],
+        end: End::Finished,
+    },
+    Guest {
+        name: "TPR holds interrupts back",
+        vcpus: 1,
+        build: task_priority,
+        expected: &[1, 0x51],
+        end: End::Finished,
+    },
+    Guest {
+        name: "a level interrupt's EOI is broadcast",
+        vcpus: 1,
+        build: level_eoi,
+        expected: &[0x51, 0xe0, 0x51],
+        end: End::Finished,
+    },
     Guest { name: "the PIC's interrupt", vcpus: 1, build: ext_int, expected: &[0x33], end: End::Finished },
     Guest { name: "APIC timer, one-shot", vcpus: 1, build: timer_one_shot, expected: &[0x60], end: End::Finished },
-    Guest { name: "APIC timer, periodic", vcpus: 1, build: timer_periodic, expected: &[0x60, 0x60, 0x60], end: End::Finished },
+    Guest {
+        name: "APIC timer, periodic",
+        vcpus: 1,
+        build: timer_periodic,
+        expected: &[0x60, 0x60, 0x60],
+        end: End::Finished,
+    },
     Guest { name: "APIC timer, TSC deadline", vcpus: 1, build: timer_deadline, expected: &[0x60], end: End::Finished },
     Guest { name: "x2APIC self-IPI", vcpus: 1, build: x2apic_self_ipi, expected: &[0x71], end: End::Finished },
-    Guest { name: "INIT and start-up IPI, then work on both", vcpus: 2, build: start_second, expected: &[0xa1, 0x01], end: End::Finished },
-    Guest { name: "locked additions of two vCPUs all count", vcpus: 2, build: locked_additions, expected: &[0x40, 0x0d, 0x03], end: End::Finished },
-    Guest { name: "code written by the other vCPU is executed", vcpus: 2, build: cross_modifying_code, expected: &[1, 2], end: End::Finished },
+    Guest {
+        name: "INIT and start-up IPI, then work on both",
+        vcpus: 2,
+        build: start_second,
+        expected: &[0xa1, 0x01],
+        end: End::Finished,
+    },
+    Guest {
+        name: "locked additions of two vCPUs all count",
+        vcpus: 2,
+        build: locked_additions,
+        expected: &[0x40, 0x0d, 0x03],
+        end: End::Finished,
+    },
+    Guest {
+        name: "code written by the other vCPU is executed",
+        vcpus: 2,
+        build: cross_modifying_code,
+        expected: &[1, 2],
+        end: End::Finished,
+    },
     Guest { name: "MSR round trip", vcpus: 1, build: msr_round_trip, expected: &[0xef, 0x13], end: End::Finished },
 ];
 
