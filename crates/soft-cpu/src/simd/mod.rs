@@ -5,7 +5,8 @@
 //! ([`x87_environment`]) and the save areas ([`save_area`]).
 //!
 //! Covered are the features that [`classify`] lists, as far as the host has them; EVEX, XOP, FMA4 and 3DNow! are invalid opcodes. Not modelled:
-//! alignment checks by EFLAGS.AC, AMD's misaligned SSE mode, and the selectors in the x87 pointers, which read as zero.
+//! alignment checks by EFLAGS.AC, AMD's misaligned SSE mode, unmasked underflow of exact tiny results of VCVTPS2PH (which ignores the flushing
+//! that finds them for the others), and the selectors in the x87 pointers, which read as zero.
 
 mod arena;
 mod classify;

@@ -19,6 +19,8 @@ const FLAGS: u64 = rflags::CF | rflags::PF | rflags::AF | rflags::ZF | rflags::S
 const PF_ERROR: u32 = 1 << 1 | 1 << 2 | 1 << 4;
 /// The present bit of it, which Linux sets for addresses of its own half.
 const PF_PRESENT: u32 = 1;
+/// Where that half begins (`TASK_SIZE_MAX`).
+const LINUX_HALF: u64 = 0x7fff_ffff_f000;
 
 const NAMES: [&str; 16] =
     ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"];
@@ -168,7 +170,7 @@ fn same_trap(host: &Trap, ours: &Trap) -> bool {
     }
     if host.vector == u32::from(exception::PF) {
         let mut compared = PF_ERROR;
-        if host.address >> 47 == 0 {
+        if host.address < LINUX_HALF {
             compared |= PF_PRESENT;
         }
         return (host.error ^ ours.error) & compared == 0;

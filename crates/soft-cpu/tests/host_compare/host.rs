@@ -23,8 +23,13 @@ use super::case::*;
 
 /// Cases that one child runs.
 pub(crate) const BATCH: usize = 256;
-/// Seconds after which a child is taken to be in a loop.
-const CHILD_SECONDS: i64 = 2;
+/// Seconds of CPU time after which a child is taken to be in a loop.
+const LOOP_SECONDS: i64 = 1;
+/// Seconds after which it is taken to wait for something.
+const WAIT_SECONDS: i64 = 60;
+/// Timers of `setitimer` (sys/time.h).
+const ITIMER_REAL: c_int = 0;
+const ITIMER_PROF: c_int = 2;
 /// Size of the signal stack: frames with AVX-512 state take about 4 KiB.
 const SIGNAL_STACK: usize = 0x10000;
 
@@ -212,12 +217,13 @@ fn set_up_child(shared: *mut Shared, code_fd: c_int) -> io::Result<()> {
         {
             check(libc::sigaction(signal, &raw const action, ptr::null_mut()))?;
         }
-        // A loop ends by SIGALRM, whose default is death. Interval timers are not inherited.
-        let timer = libc::itimerval {
-            it_interval: libc::timeval { tv_sec: 0, tv_usec: 0 },
-            it_value: libc::timeval { tv_sec: CHILD_SECONDS, tv_usec: 0 },
-        };
-        check(libc::syscall(libc::SYS_setitimer, 0, &raw const timer, ptr::null_mut::<c_void>()) as c_int)?;
+        // Death by SIGPROF or SIGALRM. Interval timers are not inherited.
+        for (which, seconds) in [(ITIMER_PROF, LOOP_SECONDS), (ITIMER_REAL, WAIT_SECONDS)] {
+            let never = libc::timeval { tv_sec: 0, tv_usec: 0 };
+            let once = libc::timeval { tv_sec: seconds, tv_usec: 0 };
+            let timer = libc::itimerval { it_interval: never, it_value: once };
+            check(libc::syscall(libc::SYS_setitimer, which, &raw const timer, ptr::null_mut::<c_void>()) as c_int)?;
+        }
         check(libc::syscall(libc::SYS_arch_prctl, ARCH_SET_GS, GS_BASE) as c_int)?;
         // 64-bit processes run with null DS and ES, with which 32-bit code could access nothing.
         asm!("mov ds, {0:x}", "mov es, {0:x}", in(reg) u32::from(SS), options(nostack, preserves_flags));
