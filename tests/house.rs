@@ -26,7 +26,18 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("boot", &["guest-memory", "x86"]),
     (
         "microvm",
-        &["accel", "accel-soft", "boot", "bus", "chipset", "event-loop", "firmware-tables", "guest-memory", "virtio", "x86"],
+        &[
+            "accel",
+            "accel-soft",
+            "boot",
+            "bus",
+            "chipset",
+            "event-loop",
+            "firmware-tables",
+            "guest-memory",
+            "virtio",
+            "x86",
+        ],
     ),
     ("nitro-enclave", &["boot", "bus", "eif", "guest-memory", "microvm", "nsm", "virtio"]),
     ("vmm", &["bus", "event-loop", "microvm", "nitro-enclave"]),
@@ -127,7 +138,8 @@ fn unsafe_code_stays_where_it_belongs() {
     for path in sources() {
         let text = fs::read_to_string(root().join(&path)).expect("a source file");
         let path = path.to_string_lossy();
-        let opts_in = (text.contains("expect(unsafe_code") || text.contains("allow(unsafe_code")) && path != "tests/house.rs";
+        let opts_in =
+            (text.contains("expect(unsafe_code") || text.contains("allow(unsafe_code")) && path != "tests/house.rs";
         assert!(
             !opts_in || UNSAFE_ALLOWED.iter().any(|(place, _)| path.starts_with(place)),
             "{path} allows unsafe code; if it must, give the reason in UNSAFE_ALLOWED"

@@ -37,10 +37,10 @@ impl SoftVcpu {
 
     /// Takes what the local APIC has besides interrupts.
     fn take_events(&mut self) {
-        while let Some(event) = {
+        loop {
+            // A statement of its own, so that the APIC is unlocked again before the event is served.
             let event = self.shared.lapic(self.id).take_event();
-            event
-        } {
+            let Some(event) = event else { return };
             match event {
                 LapicEvent::Init => self.init(),
                 LapicEvent::StartUp(page) if self.activity == Activity::WaitForSipi => self.start_up(page),
