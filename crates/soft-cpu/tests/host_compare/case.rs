@@ -33,6 +33,8 @@ pub(crate) const CS32: u16 = 0x23;
 pub(crate) const SS: u16 = 0x2b;
 /// Longest instruction, in bytes.
 pub(crate) const MAX_LEN: usize = 15;
+/// Most bytes of code in one case.
+pub(crate) const MAX_CODE: usize = 80;
 
 /// The memory areas' contents before an instruction.
 #[derive(Clone)]
@@ -62,10 +64,12 @@ pub(crate) struct Registers {
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Case {
-    /// The instruction's bytes.
-    pub(crate) bytes: [u8; MAX_LEN],
+    /// The bytes of the instruction, or instructions.
+    pub(crate) bytes: [u8; MAX_CODE],
     /// How many of them count.
     pub(crate) len: u8,
+    /// It is a run of instructions, of which only the end is looked at and not what kind of exception made it.
+    pub(crate) sequence: bool,
     /// Runs in a 32-bit code segment.
     pub(crate) compatibility: bool,
     /// Registers before; RIP is where the instruction lies.
@@ -89,6 +93,8 @@ pub(crate) struct Trap {
 impl Trap {
     /// The vector of an instruction that completed.
     pub(crate) const COMPLETED: u32 = 0xff;
+    /// The vector of a sequence that did not come to an exception.
+    pub(crate) const NO_END: u32 = 0xfe;
     /// The instruction completed.
     pub(crate) const NONE: Self = Self { vector: Self::COMPLETED, error: 0, address: 0 };
 }
@@ -108,6 +114,16 @@ pub(crate) struct Effect {
 }
 
 impl Case {
+    /// Code that starts with these registers.
+    ///
+    /// # Panics
+    /// Panics if it is longer than [`MAX_CODE`].
+    pub(crate) fn new(code: &[u8], bitness: u32, registers: Registers) -> Self {
+        let mut bytes = [0; MAX_CODE];
+        bytes[..code.len()].copy_from_slice(code);
+        Self { bytes, len: code.len() as u8, sequence: false, compatibility: bitness == 32, registers, patch: (0, 0) }
+    }
+
     /// The bytes of the code area that the instruction occupies, as an offset and the bytes that fit.
     pub(crate) fn code(&self) -> (usize, &[u8]) {
         let at = (self.registers.rip - CODE) as usize;

@@ -53,12 +53,24 @@ impl Findings {
         memory: &Memory,
     ) {
         self.cases += 1;
-        let form = instruction.map_or_else(|| "(invalid)".to_owned(), |i| format!("{:?}", i.code()));
+        let form = match instruction {
+            _ if case.sequence => "(sequence)".to_owned(),
+            Some(instruction) => format!("{:?}", instruction.code()),
+            None => "(invalid)".to_owned(),
+        };
         *self.forms.entry(form.clone()).or_default() += 1;
         let Some(host) = host else {
             self.add(case, form, "the host's child died".to_owned());
             return;
         };
+        if case.sequence {
+            let host = Effect { trap: Trap::NONE, ..host.clone() };
+            let differences = differences(case, None, &host, ours, memory);
+            if !differences.is_empty() {
+                self.add(case, "(sequence)".to_owned(), differences);
+            }
+            return;
+        }
         if ours.trap.vector == u32::from(exception::UD)
             && host.trap.vector != ours.trap.vector
             && instruction.is_some_and(rules::not_offered)
@@ -142,6 +154,7 @@ fn flag_names(value: u64) -> String {
 fn trap_name(trap: &Trap) -> String {
     match trap.vector {
         Trap::COMPLETED => "completed".to_owned(),
+        Trap::NO_END => "came to no end".to_owned(),
         14 => format!("#PF({:#x}) at {:#x}", trap.error, trap.address),
         vector => {
             let name = match vector {

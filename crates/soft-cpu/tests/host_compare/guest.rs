@@ -4,7 +4,7 @@ use guest_memory::{GuestMemory, allocate};
 use soft_cpu::core::{Core, Stop, seg};
 use soft_cpu::platform::{GeneralProtection, Platform};
 use soft_cpu::ram::Ram;
-use soft_cpu::run::Cpu;
+use soft_cpu::run::{Cpu, Exit};
 use soft_cpu::smp::CpuLink;
 use vm_memory::{Bytes, GuestAddress};
 use x86::cpuid::CpuidResult;
@@ -24,6 +24,8 @@ const RAM_SIZE: usize = 0x4_0000;
 
 /// How often an instruction that wants to be executed again is.
 const MOST_REPEATS: u32 = 1000;
+/// More instructions than a sequence can have.
+const SEQUENCE_BUDGET: u64 = 1000;
 
 /// A world with nothing in it.
 struct Nothing;
@@ -110,6 +112,7 @@ impl Guest {
         }
         // No I/O permission map: IN and OUT are refused, as by Linux.
         state.tr.limit = 0;
+        state.idtr.limit = 0;
         core.load_state(&state);
         Self { cpu: Cpu::new(core), memory }
     }
@@ -125,6 +128,33 @@ impl Guest {
         let (data, stack) = memory.writable.split_at(DATA_SIZE);
         self.memory.write_slice(data, GuestAddress(DATA_FRAMES)).expect("within RAM");
         self.memory.write_slice(stack, GuestAddress(STACK_FRAMES)).expect("within RAM");
+    }
+
+    /// Executes one instruction.
+    fn step(&mut self) -> Trap {
+        let mut result = self.cpu.step();
+        let mut repeats = 0;
+        while result == Err(Stop::Again) && repeats < MOST_REPEATS {
+            result = self.cpu.step();
+            repeats += 1;
+        }
+        let fault = self.cpu.core.fault;
+        match result {
+            Ok(()) => Trap::NONE,
+            Err(_) => Trap {
+                vector: u32::from(fault.vector),
+                error: fault.error_code,
+                address: if fault.vector == exception::PF { fault.address } else { 0 },
+            },
+        }
+    }
+
+    /// Runs until an exception, INT3's included. There is no interrupt table, so it cannot be delivered, and the CPU stops where it was raised.
+    fn run_to_exception(&mut self) -> Trap {
+        match self.cpu.run(SEQUENCE_BUDGET) {
+            Exit::Shutdown => Trap::NONE,
+            _ => Trap { vector: Trap::NO_END, ..Trap::NONE },
+        }
     }
 
     /// Runs one case over `memory`, which was given to [`Guest::set_memory`] before.
@@ -147,22 +177,9 @@ impl Guest {
         core.rip = case.registers.rip;
         core.set_rflags(case.registers.rflags);
         core.fpu.load_image(&case.registers.fpu);
-        let mut result = self.cpu.step();
-        let mut repeats = 0;
-        while result == Err(Stop::Again) && repeats < MOST_REPEATS {
-            result = self.cpu.step();
-            repeats += 1;
-        }
+        let trap = if case.sequence { self.run_to_exception() } else { self.step() };
 
         let core = &mut *self.cpu.core;
-        let trap = match result {
-            Ok(()) => Trap::NONE,
-            Err(_) => Trap {
-                vector: u32::from(core.fault.vector),
-                error: core.fault.error_code,
-                address: if core.fault.vector == exception::PF { core.fault.address } else { 0 },
-            },
-        };
         let mut registers = Registers { gpr: [0; 16], rip: core.rip, rflags: core.rflags(), fpu: core.fpu.image };
         registers.gpr.copy_from_slice(&core.gpr[..16]);
         assert_eq!(core.gpr[16], 0, "the register that is always zero");
@@ -177,7 +194,7 @@ impl Guest {
         if effect.memory_changed {
             self.put_writable(memory);
         }
-        let filler = [FILLER; MAX_LEN];
+        let filler = [FILLER; MAX_CODE];
         self.memory.write_slice(&filler[..code.len()], code_at).expect("within RAM");
         effect
     }

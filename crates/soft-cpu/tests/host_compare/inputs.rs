@@ -136,16 +136,34 @@ pub(crate) fn registers(rip: u64, compatibility: bool, random: &mut Random) -> R
     Registers { gpr, rip, rflags, fpu: fpu(random) }
 }
 
+/// Registers for several instructions: floating-point exceptions are masked, for what the first one leaves behind is not always defined.
+pub(crate) fn masked_registers(rip: u64, compatibility: bool, random: &mut Random) -> Registers {
+    let mut registers = registers(rip, compatibility, random);
+    let fpu = &mut registers.fpu;
+    fpu[offset::FCW] |= 0x3f;
+    fpu[offset::FSW] &= !(FSW_ES as u8);
+    fpu[offset::FSW + 1] &= !((FSW_B >> 8) as u8);
+    fpu[offset::MXCSR] |= 0x80;
+    fpu[offset::MXCSR + 1] |= 0x1f;
+    registers
+}
+
+/// The bytes of an instruction at `rip`, with an operand relative to RIP aimed at the data area.
+pub(crate) fn aimed(bytes: Bytes, bitness: u32, rip: u64, random: &mut Random) -> Vec<u8> {
+    let registers = registers(rip, bitness == 32, random);
+    let mut case = Case::new(&bytes.bytes[..bytes.len], bitness, registers);
+    let (instruction, offsets) = decode(&case, bitness);
+    if instruction.is_ip_rel_memory_operand() {
+        aim(&mut case, &instruction, &offsets, random);
+    }
+    case.bytes[..bytes.len].to_vec()
+}
+
 /// A case for `instruction`, whose displacement may be changed so that it reaches the data area.
 pub(crate) fn case(bytes: Bytes, bitness: u32, rip: u64, random: &mut Random) -> (Case, Instruction) {
     let compatibility = bitness == 32;
-    let mut case = Case {
-        bytes: bytes.bytes,
-        len: bytes.len as u8,
-        compatibility,
-        registers: registers(rip, compatibility, random),
-        patch: (0, 0),
-    };
+    let registers = registers(rip, compatibility, random);
+    let mut case = Case::new(&bytes.bytes[..bytes.len], bitness, registers);
     let (mut instruction, offsets) = decode(&case, bitness);
     if random.one_in(32) {
         patch(&mut case, &instruction, random);

@@ -1,6 +1,8 @@
 //! Each instruction form against the host CPU: the same registers, flags and memory, once natively in a child process ([`host`]) and once in the
 //! interpreter ([`guest`]); then registers, flags, vectors, memory and exceptions are compared.
 //!
+//! Single instructions come from the list of forms or from random bytes and are executed one by one; sequences go through the CPU's own loop, by blocks.
+//!
 //! `VMM_COMPARE_ROUNDS=n` runs n cases of each form instead of a few, `VMM_COMPARE_SEED=n` others, `VMM_COMPARE_FORM=name` only the forms whose name
 //! (of `iced_x86::Code`) contains it. [`rules`] says what is left out and why. Besides that, these are not compared: the x87 instruction and
 //! data pointers, system instructions beyond their faults, and segment registers.
@@ -16,7 +18,7 @@ mod rules;
 
 use iced_x86::{Code, Instruction};
 
-use case::{CODE, CODE_SIZE, Case, Effect, MAX_LEN, Trap};
+use case::{CODE, CODE_SIZE, Case, Effect, MAX_CODE, MAX_LEN, Trap};
 use encode::Bytes;
 use findings::Findings;
 use guest::Guest;
@@ -119,6 +121,56 @@ impl Comparison {
         });
     }
 
+    /// The forms of which our CPU executes one in a few: the others would end every sequence.
+    fn forms_that_complete(&mut self) -> Vec<Code> {
+        let memory = inputs::memory(&mut self.random);
+        self.guest.set_memory(&memory);
+        let mut completes = |code: Code| {
+            let Some((bytes, instruction)) = encode::encode(code, self.bitness, CODE, &mut self.random) else {
+                return false;
+            };
+            if rules::skip_reason(&instruction, &bytes.bytes, self.bitness).is_some() {
+                return false;
+            }
+            let (case, _) = inputs::case(bytes, self.bitness, CODE, &mut self.random);
+            self.guest.run(&memory, &case).trap == Trap::NONE
+        };
+        Code::values()
+            .filter(|code| encode::is_candidate(*code, self.bitness))
+            .filter(|code| (0..4).any(|_| completes(*code)))
+            .collect()
+    }
+
+    /// `count` runs of instructions that have no memory operand, or one relative to RIP.
+    fn sequences(&mut self, count: u64) {
+        let forms = self.forms_that_complete();
+        let mut at = 0;
+        self.run(|this| {
+            if at >= count {
+                return Next::End;
+            }
+            at += 1;
+            let rip = inputs::place(MAX_CODE, &mut this.random).min(CODE + CODE_SIZE as u64 - MAX_CODE as u64);
+            let mut code: Vec<u8> = Vec::with_capacity(MAX_CODE);
+            while code.len() + MAX_LEN < MAX_CODE {
+                let here = rip + code.len() as u64;
+                let form = this.random.pick(&forms);
+                let Some((bytes, instruction)) = encode::encode(form, this.bitness, here, &mut this.random) else {
+                    continue;
+                };
+                let left_out = rules::skip_reason(&instruction, &bytes.bytes, this.bitness).is_some()
+                    || !rules::fits_a_sequence(&instruction);
+                if !left_out {
+                    code.extend_from_slice(&inputs::aimed(bytes, this.bitness, here, &mut this.random));
+                }
+            }
+            let mut case =
+                Case::new(&code, this.bitness, inputs::masked_registers(rip, this.bitness == 32, &mut this.random));
+            case.sequence = true;
+            Next::Case(Box::new(case), None)
+        });
+    }
+
     /// `count` cases of random bytes.
     fn random_bytes(&mut self, count: u64) {
         let mut at = 0;
@@ -137,11 +189,7 @@ impl Comparison {
                 }
                 None => {
                     let registers = inputs::registers(rip, this.bitness == 32, &mut this.random);
-                    let compatibility = this.bitness == 32;
-                    Next::Case(
-                        Box::new(Case { bytes, len: MAX_LEN as u8, compatibility, registers, patch: (0, 0) }),
-                        None,
-                    )
+                    Next::Case(Box::new(Case::new(&bytes, this.bitness, registers)), None)
                 }
             }
         });
@@ -179,7 +227,7 @@ fn fuzz(bytes: &mut [u8; MAX_LEN], random: &mut Random) {
 /// Whether the instruction went to its own bytes: on the host it would run again, or another one would.
 fn lands_in_itself(case: &Case, ours: &Effect) -> bool {
     let start = case.registers.rip;
-    ours.trap == Trap::NONE && (start..start + u64::from(case.len)).contains(&ours.registers.rip)
+    !case.sequence && ours.trap == Trap::NONE && (start..start + u64::from(case.len)).contains(&ours.registers.rip)
 }
 
 #[test]
@@ -208,4 +256,18 @@ fn random_bytes_in_32_bit_code_do_what_they_do_on_the_host() {
     let Some(mut comparison) = Comparison::new(32) else { return };
     comparison.random_bytes(number("VMM_COMPARE_ROUNDS", 20) * 1000);
     comparison.findings.finish("random bytes in 32-bit code");
+}
+
+#[test]
+fn sequences_in_64_bit_code_do_what_they_do_on_the_host() {
+    let Some(mut comparison) = Comparison::new(64) else { return };
+    comparison.sequences(number("VMM_COMPARE_ROUNDS", 20) * 200);
+    comparison.findings.finish("sequences in 64-bit code");
+}
+
+#[test]
+fn sequences_in_32_bit_code_do_what_they_do_on_the_host() {
+    let Some(mut comparison) = Comparison::new(32) else { return };
+    comparison.sequences(number("VMM_COMPARE_ROUNDS", 20) * 200);
+    comparison.findings.finish("sequences in 32-bit code");
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use iced_x86::{Code, CodeSize, CpuidFeature, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, CodeSize, CpuidFeature, FlowControl, Instruction, Mnemonic, OpKind, Register};
 use x86::rflags::{AF, CF, OF, PF, SF, ZF};
 use x86::{XSAVE_SIZE, exception};
 
@@ -126,6 +126,46 @@ pub(crate) fn is_locked_system_instruction(bytes: &[u8]) -> bool {
 pub(crate) fn offered_without_the_host(i: &Instruction) -> bool {
     // Linux serializes with it where it is there, which is cheaper for us than an IRET.
     i.mnemonic() == Mnemonic::Serialize
+}
+
+/// Whether an instruction can stand in a sequence: nothing it leaves behind may be undefined, and it neither branches nor needs registers that point
+/// somewhere.
+pub(crate) fn fits_a_sequence(i: &Instruction) -> bool {
+    use Mnemonic::*;
+    let memory = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory) && !i.is_ip_rel_memory_operand();
+    // What loads control words could unmask exceptions; what stores the x87 state stores selectors, which we do not keep.
+    let state = matches!(
+        i.mnemonic(),
+        Popf | Popfd
+            | Popfq
+            | Ldmxcsr
+            | Vldmxcsr
+            | Fldcw
+            | Fldenv
+            | Frstor
+            | Fnstenv
+            | Fnsave
+            | Fxrstor
+            | Fxrstor64
+            | Fxsave
+            | Fxsave64
+            | Xsave
+            | Xsave64
+            | Xsavec
+            | Xsavec64
+            | Fcomi
+            | Fcomip
+            | Fucomi
+            | Fucomip
+    );
+    let invalid = not_offered(i)
+        || offered_without_the_host(i)
+        || matches!(i.mnemonic(), Popa | Popad | Maskmovq | Maskmovdqu | Vmaskmovdqu);
+    i.flow_control() == FlowControl::Next
+        && i.rflags_undefined() == 0
+        && !i.has_rep_prefix()
+        && !i.has_repne_prefix()
+        && !(memory || state || invalid || i.is_string_instruction())
 }
 
 /// Whether both traps, which differ, are right: the manuals do not say which of several accesses comes first, or what address of one is reported.
