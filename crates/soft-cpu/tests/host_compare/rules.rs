@@ -187,6 +187,14 @@ pub(crate) fn may_fault_elsewhere(i: Option<&Instruction>, host: &Trap, ours: &T
         // Beyond the stack segment's limit, and misaligned besides.
         return true;
     }
+    if i.code_size() == CodeSize::Code32
+        && access(host)
+        && access(ours)
+        && host.address.max(ours.address) >> 12 == 0xf_ffff
+    {
+        // Across the limit of 4 GiB: an operand that is loaded in two parts may meet the page fault of the first one before the limit.
+        return true;
+    }
     match i.mnemonic() {
         // Two operands in memory.
         Cmpsb | Cmpsw | Cmpsd | Cmpsq => access(host) && access(ours),
