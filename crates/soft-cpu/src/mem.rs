@@ -1,6 +1,7 @@
 //! Loads and stores at linear addresses: the TLB hit inline, everything else out of line.
 
 use x86::exception;
+use x86::paging::is_canonical;
 
 use crate::core::{Core, Outcome};
 use crate::mmu::Access;
@@ -322,15 +323,18 @@ impl Core {
         access: Access,
         rights: Rights,
     ) -> Outcome<(u64, Option<u64>)> {
-        let first = self.translate(linear, access, rights)?.physical;
         let here = bytes_before_page_end(linear);
         if len <= here {
-            return Ok((first, None));
+            return Ok((self.translate(linear, access, rights)?.physical, None));
         }
         let mut next = linear.wrapping_add(here as u64);
         if !self.is_long() {
             next &= 0xffff_ffff;
+        } else if !is_canonical(next) {
+            // Addresses are checked before pages: this raises #GP whether or not the first page is there.
+            self.translate(next, access, rights)?;
         }
+        let first = self.translate(linear, access, rights)?.physical;
         let second = self.translate(next, access, rights)?.physical;
         Ok((first, Some(second)))
     }

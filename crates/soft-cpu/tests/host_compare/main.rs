@@ -184,7 +184,7 @@ impl Comparison {
             let rip = inputs::place(MAX_LEN, &mut this.random).min(CODE + CODE_SIZE as u64 - MAX_LEN as u64);
             match encode::decode(&bytes, this.bitness, rip) {
                 Some((bytes, instruction)) => this.case(bytes, rip, &instruction),
-                None if rules::may_be_mask_instruction(&bytes) || rules::is_locked_system_instruction(&bytes) => {
+                None if rules::may_be_mask_instruction(&bytes) || rules::is_odd_system_instruction(&bytes) => {
                     Next::None
                 }
                 None => {

@@ -115,11 +115,16 @@ pub(crate) fn may_be_mask_instruction(bytes: &[u8]) -> bool {
     matches!(opcode, Some(0x30..=0x33 | 0x41..=0x4b | 0x90..=0x93 | 0x98 | 0x99))
 }
 
-/// Whether bytes that the decoder calls invalid are a system instruction with a LOCK prefix: AMD looks at privilege and operands first.
-pub(crate) fn is_locked_system_instruction(bytes: &[u8]) -> bool {
+/// Whether bytes that the decoder calls invalid are a system instruction with a prefix that it cannot have: AMD looks at privilege and operands
+/// before LOCK, and takes VMCALL with any prefix to the hypervisor.
+pub(crate) fn is_odd_system_instruction(bytes: &[u8]) -> bool {
     let count = bytes.iter().take_while(|b| is_prefix(**b)).count();
     let (prefixes, opcode) = bytes.split_at(count);
-    prefixes.contains(&0xf0) && matches!(opcode, [0x0f, 0x00 | 0x01 | 0x20..=0x23, ..])
+    match opcode {
+        [0x0f, 0x01, 0xc0..=0xff, ..] => count != 0,
+        [0x0f, 0x00 | 0x01 | 0x20..=0x23, ..] => prefixes.contains(&0xf0),
+        _ => false,
+    }
 }
 
 /// Instructions that our CPU has whether or not the host has them.
