@@ -6,12 +6,11 @@ use std::time::{Duration, Instant};
 
 use guest_memory::allocate;
 use soft_cpu::core::Core;
-use soft_cpu::platform::{GeneralProtection, Platform};
+use soft_cpu::platform::Nothing;
 use soft_cpu::ram::Ram;
 use soft_cpu::run::{Cpu, Exit};
 use soft_cpu::smp::CpuLink;
 use vm_memory::{Bytes, GuestAddress};
-use x86::cpuid::CpuidResult;
 use x86::{CpuState, Segment, cr0, cr4, efer, gpr};
 
 const CODE: u64 = 0x10_0000;
@@ -70,44 +69,6 @@ const LOOPS: &[(&str, &[u8], &str)] = &[
         "rep movsb of 40 bytes",
     ),
 ];
-
-/// A world with nothing in it.
-struct Nothing;
-
-impl Platform for Nothing {
-    fn port_read(&mut self, _: u16, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn port_write(&mut self, _: u16, _: &[u8]) {}
-    fn mmio_read(&mut self, _: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn mmio_write(&mut self, _: u64, _: &[u8]) {}
-    fn msr_read(&mut self, _: u32) -> Option<Result<u64, GeneralProtection>> {
-        None
-    }
-    fn msr_write(&mut self, _: u32, _: u64) -> Option<Result<(), GeneralProtection>> {
-        None
-    }
-    fn cr8(&mut self) -> u64 {
-        0
-    }
-    fn set_cr8(&mut self, _: u64) {}
-    fn tsc(&mut self) -> u64 {
-        0
-    }
-    fn set_tsc(&mut self, _: u64) {}
-    fn cpuid(&mut self, _: u32, _: u32) -> CpuidResult {
-        CpuidResult::default()
-    }
-    fn acknowledge_interrupt(&mut self) -> Option<u8> {
-        None
-    }
-    fn pause(&mut self) {}
-    fn hypercall(&mut self, _: u64, _: [u64; 4]) -> Option<u64> {
-        None
-    }
-}
 
 /// A CPU in 64-bit code at CPL 0 over identity-mapped RAM, with a chain of pointers at [`SOURCE`].
 fn cpu(code: &[u8]) -> Cpu {

@@ -47,3 +47,42 @@ pub trait Platform: Send {
     /// A VMCALL or VMMCALL: the result for RAX, or `None` where there is no such hypercall (#UD).
     fn hypercall(&mut self, number: u64, arguments: [u64; 4]) -> Option<u64>;
 }
+
+/// A world with nothing in it: ports and memory outside RAM read as ones, time stands still. For tests and measurements of the CPU alone.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Nothing;
+
+impl Platform for Nothing {
+    fn port_read(&mut self, _: u16, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+    fn port_write(&mut self, _: u16, _: &[u8]) {}
+    fn mmio_read(&mut self, _: u64, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+    fn mmio_write(&mut self, _: u64, _: &[u8]) {}
+    fn msr_read(&mut self, _: u32) -> Option<Result<u64, GeneralProtection>> {
+        None
+    }
+    fn msr_write(&mut self, _: u32, _: u64) -> Option<Result<(), GeneralProtection>> {
+        None
+    }
+    fn cr8(&mut self) -> u64 {
+        0
+    }
+    fn set_cr8(&mut self, _: u64) {}
+    fn tsc(&mut self) -> u64 {
+        0
+    }
+    fn set_tsc(&mut self, _: u64) {}
+    fn cpuid(&mut self, _: u32, _: u32) -> CpuidResult {
+        CpuidResult::default()
+    }
+    fn acknowledge_interrupt(&mut self) -> Option<u8> {
+        None
+    }
+    fn pause(&mut self) {}
+    fn hypercall(&mut self, _: u64, _: [u64; 4]) -> Option<u64> {
+        None
+    }
+}

@@ -2,52 +2,13 @@
 
 use guest_memory::allocate;
 use vm_memory::{Bytes, GuestAddress};
-use x86::cpuid::CpuidResult;
 use x86::{CpuState, Segment, cr0, cr4, efer};
 
 use crate::core::{Core, seg};
-use crate::platform::{GeneralProtection, Platform};
+use crate::platform::Nothing;
 use crate::ram::Ram;
 use crate::run::{Cpu, Exit};
 use crate::smp::CpuLink;
-
-/// A world with nothing in it: ports and MMIO read as ones.
-pub(crate) struct Nothing;
-
-impl Platform for Nothing {
-    fn port_read(&mut self, _: u16, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn port_write(&mut self, _: u16, _: &[u8]) {}
-    fn mmio_read(&mut self, _: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn mmio_write(&mut self, _: u64, _: &[u8]) {}
-    fn msr_read(&mut self, _: u32) -> Option<Result<u64, GeneralProtection>> {
-        None
-    }
-    fn msr_write(&mut self, _: u32, _: u64) -> Option<Result<(), GeneralProtection>> {
-        None
-    }
-    fn cr8(&mut self) -> u64 {
-        0
-    }
-    fn set_cr8(&mut self, _: u64) {}
-    fn tsc(&mut self) -> u64 {
-        0
-    }
-    fn set_tsc(&mut self, _: u64) {}
-    fn cpuid(&mut self, _: u32, _: u32) -> CpuidResult {
-        CpuidResult::default()
-    }
-    fn acknowledge_interrupt(&mut self) -> Option<u8> {
-        None
-    }
-    fn pause(&mut self) {}
-    fn hypercall(&mut self, _: u64, _: [u64; 4]) -> Option<u64> {
-        None
-    }
-}
 
 /// Where [`long_mode`] puts the code.
 pub(crate) const CODE: u64 = 0x10_0000;

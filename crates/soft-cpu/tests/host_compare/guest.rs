@@ -2,12 +2,11 @@
 
 use guest_memory::{GuestMemory, allocate};
 use soft_cpu::core::{Core, Stop, seg};
-use soft_cpu::platform::{GeneralProtection, Platform};
+use soft_cpu::platform::Nothing;
 use soft_cpu::ram::Ram;
 use soft_cpu::run::{Cpu, Exit};
 use soft_cpu::smp::CpuLink;
 use vm_memory::{Bytes, GuestAddress};
-use x86::cpuid::CpuidResult;
 use x86::{CpuState, Segment, cr0, cr4, efer, exception, paging};
 
 use super::case::*;
@@ -26,44 +25,6 @@ const RAM_SIZE: usize = 0x4_0000;
 const MOST_REPEATS: u32 = 1000;
 /// More instructions than a sequence can have.
 const SEQUENCE_BUDGET: u64 = 1000;
-
-/// A world with nothing in it.
-struct Nothing;
-
-impl Platform for Nothing {
-    fn port_read(&mut self, _: u16, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn port_write(&mut self, _: u16, _: &[u8]) {}
-    fn mmio_read(&mut self, _: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn mmio_write(&mut self, _: u64, _: &[u8]) {}
-    fn msr_read(&mut self, _: u32) -> Option<Result<u64, GeneralProtection>> {
-        None
-    }
-    fn msr_write(&mut self, _: u32, _: u64) -> Option<Result<(), GeneralProtection>> {
-        None
-    }
-    fn cr8(&mut self) -> u64 {
-        0
-    }
-    fn set_cr8(&mut self, _: u64) {}
-    fn tsc(&mut self) -> u64 {
-        0
-    }
-    fn set_tsc(&mut self, _: u64) {}
-    fn cpuid(&mut self, _: u32, _: u32) -> CpuidResult {
-        CpuidResult::default()
-    }
-    fn acknowledge_interrupt(&mut self) -> Option<u8> {
-        None
-    }
-    fn pause(&mut self) {}
-    fn hypercall(&mut self, _: u64, _: [u64; 4]) -> Option<u64> {
-        None
-    }
-}
 
 /// A software CPU for 64-bit or for 32-bit code.
 pub(crate) struct Guest {
