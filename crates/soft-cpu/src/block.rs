@@ -198,14 +198,17 @@ impl Source {
         let page = offset >> 12;
         let mut bytes = vec![0; len].into_boxed_slice();
         loop {
+            let link = core.link.clone();
+            let tlb = &mut core.tlb;
+            let mut serve = || link.take_shootdowns(|page| tlb.flush_writes_to(page));
+            let turn = link.take_turn(&mut serve);
             let fresh = !code.has_code(page);
             code.watch(offset, len);
             if fresh && let Some(host) = core.ram.host(physical) {
+                link.shoot_down_writes(host, &mut serve);
                 core.tlb.flush_writes_to(host);
-                let link = core.link.clone();
-                let tlb = &mut core.tlb;
-                link.shoot_down_writes(host, || link.take_shootdowns(|page| tlb.flush_writes_to(page)));
             }
+            drop(turn);
             let generation = code.generation(page);
             core.ram.copy_code(physical, &mut bytes);
             // A sibling may have given the page up in between, and then the generation may be from after that.

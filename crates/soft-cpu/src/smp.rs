@@ -5,7 +5,7 @@
 //! reports it. So no store can slip past through a stale translation.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use crate::ram::HostAddress;
 
@@ -38,12 +38,17 @@ struct Mailbox {
 
 /// The mailboxes of all CPUs of a machine. Clones share them.
 #[derive(Debug, Clone)]
-pub struct CpuGroup(Arc<[Mailbox]>);
+pub struct CpuGroup {
+    mailboxes: Arc<[Mailbox]>,
+    /// Held while a page turns into code, from the look at its state until no sibling can store to it unseen.
+    watching: Arc<Mutex<()>>,
+}
 
 impl CpuGroup {
     /// Mailboxes for `cpus` CPUs.
     pub fn new(cpus: usize) -> Self {
-        Self(std::iter::repeat_with(Mailbox::default).take(cpus).collect())
+        let mailboxes = std::iter::repeat_with(Mailbox::default).take(cpus).collect();
+        Self { mailboxes, watching: Arc::default() }
     }
 
     /// The end that CPU `index` holds.
@@ -51,20 +56,20 @@ impl CpuGroup {
     /// # Panics
     /// Panics if there is no such CPU: the machine makes as many links as CPUs.
     pub fn link(&self, index: usize) -> CpuLink {
-        assert!(index < self.0.len(), "CPU {index} of {}", self.0.len());
+        assert!(index < self.mailboxes.len(), "CPU {index} of {}", self.mailboxes.len());
         CpuLink { group: self.clone(), index }
     }
 
     /// Sets attention bits of CPU `index`; the caller wakes it if it sleeps.
     pub fn notify(&self, index: usize, bits: u32) {
-        if let Some(mailbox) = self.0.get(index) {
+        if let Some(mailbox) = self.mailboxes.get(index) {
             mailbox.attention.fetch_or(bits, Ordering::SeqCst);
         }
     }
 
     /// Clears what waits for CPU `index`, for a reset of the machine; requests of siblings stay, for they must be answered.
     pub fn clear_all(&self, index: usize) {
-        if let Some(mailbox) = self.0.get(index) {
+        if let Some(mailbox) = self.mailboxes.get(index) {
             mailbox.attention.fetch_and(attention::SHOOTDOWN, Ordering::SeqCst);
         }
     }
@@ -95,7 +100,7 @@ impl CpuLink {
 
     #[inline(always)]
     fn mailbox(&self) -> &Mailbox {
-        &self.group.0[self.index]
+        &self.group.mailboxes[self.index]
     }
 
     /// The attention bits that are set.
@@ -135,11 +140,26 @@ impl CpuLink {
         mailbox.done.store(posted, Ordering::SeqCst);
     }
 
+    /// Waits for this CPU's turn to make a page into code. A second CPU must not take the page as watched before the first one's shootdown is
+    /// through. `meanwhile` is called while waiting, as for [`CpuLink::shoot_down_writes`].
+    pub fn take_turn(&self, mut meanwhile: impl FnMut()) -> MutexGuard<'_, ()> {
+        loop {
+            match self.group.watching.try_lock() {
+                Ok(turn) => return turn,
+                Err(TryLockError::Poisoned(turn)) => return turn.into_inner(),
+                Err(TryLockError::WouldBlock) => {
+                    meanwhile();
+                    std::thread::yield_now();
+                }
+            }
+        }
+    }
+
     /// Makes every sibling drop its write translations of `host`'s page and waits until none can use one any more. `meanwhile` is called
     /// while waiting, so that two CPUs that wait for each other both get on; it serves this CPU's own requests.
     pub fn shoot_down_writes(&self, host: HostAddress, mut meanwhile: impl FnMut()) {
         let page = host.raw() & !0xfff;
-        for (index, mailbox) in self.group.0.iter().enumerate() {
+        for (index, mailbox) in self.group.mailboxes.iter().enumerate() {
             if index == self.index {
                 continue;
             }
