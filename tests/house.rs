@@ -22,12 +22,14 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("accel", &["guest-memory", "x86"]),
     ("soft-cpu", &["guest-memory", "x86"]),
     ("accel-soft", &["accel", "chipset", "guest-memory", "soft-cpu", "x86"]),
+    ("accel-kvm", &["accel", "guest-memory", "x86"]),
     // Starting.
     ("boot", &["guest-memory", "x86"]),
     (
         "microvm",
         &[
             "accel",
+            "accel-kvm",
             "accel-soft",
             "boot",
             "bus",
@@ -52,6 +54,7 @@ const UNSAFE_ALLOWED: &[(&str, &str)] = &[
     ("crates/soft-cpu/src/ram.rs", "pointers into guest RAM"),
     ("crates/soft-cpu/src/simd/", "running generated host code"),
     ("crates/soft-cpu/tests/", "running instructions on the host to compare with"),
+    ("crates/accel-kvm/src/", "system calls of KVM, and the page that each vCPU shares with the kernel"),
     ("crates/guest-memory/src/ram.rs", "advice on the mapping of guest RAM"),
     ("crates/eif/tests/allocation.rs", "an allocator that watches what the reader allocates"),
     ("crates/vmm/src/", "terminal and signal calls of the C library"),

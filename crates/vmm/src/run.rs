@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use bus::PowerRequest;
 use microvm::{Machine, MachineError};
 use thiserror::Error;
-use tracing::info;
+use tracing::{info, warn};
 
-use crate::accel_probe::{self, HostFacts, NoKvm};
+use crate::accel_probe::{self, Chosen, HostFacts, NoKvm};
 use crate::cli::CommandLine;
 use crate::config::{ConfigError, Configuration, SerialBackend};
 use crate::console;
@@ -61,8 +61,11 @@ pub fn launch(command_line: &CommandLine) -> Result<ExitStatus, LaunchError> {
         println!("vmm: the configuration of this {} has no mistakes", machine.machine_type());
         return Ok(ExitStatus::PoweredOff);
     }
-    let (accel, reason) = accel_probe::choose(machine.board().accel, &HostFacts::probe())?;
+    let Chosen { accel, reason, warning } = accel_probe::choose(machine.board().accel, &HostFacts::probe())?;
     info!(?accel, reason, "processor backend chosen");
+    if let Some(warning) = warning {
+        warn!("{warning}");
+    }
     let output =
         console::open_output(&serial).map_err(|source| LaunchError::Serial { backend: serial.to_string(), source })?;
     let kind = machine.machine_type();

@@ -64,9 +64,6 @@ pub enum MachineError {
         /// What there is.
         room: u64,
     },
-    /// KVM is asked for.
-    #[error("this build has no KVM backend; use accel = soft")]
-    NoKvm,
     /// The host has no thread left.
     #[error("{what} failed")]
     Host {

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use accel::{AccelError, Accelerator, CpuIo, Vcpu, VcpuExit, Vm, VmConfig};
+use accel_kvm::KvmAccelerator;
 use accel_soft::SoftAccelerator;
 use boot::{Decompressor, Request};
 use bus::{MonotonicClock, PowerControl, PowerRequest};
@@ -76,7 +77,7 @@ impl Machine {
     /// [`MachineError`] when the options contradict each other, the image is refused, or the host lacks something.
     pub fn new(options: Options, variant: Box<dyn Variant>, host: Host) -> Result<Self, MachineError> {
         match options.accel {
-            AccelChoice::Kvm => Err(MachineError::NoKvm),
+            AccelChoice::Kvm => Self::with_accelerator(options, variant, host, &KvmAccelerator::open()?),
             AccelChoice::Soft | AccelChoice::Auto => Self::with_accelerator(options, variant, host, &SoftAccelerator),
         }
     }

@@ -115,6 +115,15 @@ impl Guest {
         self.wrmsr()
     }
 
+    /// Lets time pass, for a KVM that emulates: it looks for interrupts only every few hundred instructions. Clobbers RCX.
+    pub(super) fn linger(&mut self) -> Result<(), IcedError> {
+        let mut again = self.create_label();
+        self.mov(ecx, 20_000)?;
+        self.set_label(&mut again)?;
+        self.sub(ecx, 1)?;
+        self.jne(again)
+    }
+
     /// Spins until the quadword at `address` is not zero. Clobbers RCX.
     pub(super) fn wait_for(&mut self, address: u64) -> Result<(), IcedError> {
         let mut again = self.create_label();

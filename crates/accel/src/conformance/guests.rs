@@ -271,8 +271,7 @@ fn priorities(g: &mut Code) -> Result<(), IcedError> {
     g.send_msi(0x51)?;
     g.send_msi(0x91)?;
     g.sti()?;
-    g.nop()?;
-    g.nop()?;
+    g.linger()?;
     g.end()
 }
 

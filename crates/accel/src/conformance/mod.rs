@@ -32,6 +32,8 @@ pub const SCRATCH: u64 = 0x8000;
 
 const PML4: u64 = 0x4000;
 const PDPT: u64 = 0x5000;
+/// Four page directories.
+const DIRECTORIES: u64 = 0x1_0000;
 
 /// A guest: how many vCPUs it has, its code, and what it must report.
 pub struct Guest {
@@ -96,8 +98,11 @@ fn memory_with(code: &[u8]) -> GuestMemory {
     put(DATA_DESCRIPTOR, GDT + 16);
     put(PDPT | 3, PML4);
     for gigabyte in 0..4 {
-        // Present, writable, 1 GiB.
-        put(gigabyte << 30 | 0x83, PDPT + gigabyte * 8);
+        put((DIRECTORIES + gigabyte * 0x1000) | 3, PDPT + gigabyte * 8);
+    }
+    for large_page in 0..4 * 512 {
+        // Present, writable, 2 MiB: a KVM that shadows the guest's page tables may not have 1 GiB pages.
+        put(large_page << 21 | 0x83, DIRECTORIES + large_page * 8);
     }
     memory.write_slice(code, GuestAddress(CODE)).expect("the code lies in RAM");
     memory

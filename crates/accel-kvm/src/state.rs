@@ -1,0 +1,339 @@
+//! Between KVM's structures and the plain-data [`CpuState`].
+//!
+//! An exception or interrupt that KVM has begun to deliver and not finished has no place in a `CpuState`. A fault happens again when its instruction
+//! does; [`crate::vcpu`] completes I/O before it returns, so that nothing else is left half done but an interrupt whose delivery itself left the guest.
+
+#![expect(unsafe_code, reason = "KVM_SET_XSAVE reads as many bytes as the host's processor has state")]
+
+use accel::AccelError;
+use kvm_bindings::{
+    KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED, KVM_VCPUEVENT_VALID_NMI_PENDING,
+    KVM_VCPUEVENT_VALID_SHADOW, KVM_X86_SHADOW_INT_MOV_SS, KVM_X86_SHADOW_INT_STI, Msrs, kvm_debugregs, kvm_dtable,
+    kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+};
+use kvm_ioctls::VcpuFd;
+use tracing::debug;
+use x86::{Activity, CpuState, DescriptorTable, InterruptShadow, Segment, XSAVE_SIZE, msr};
+
+use crate::host;
+
+/// Bytes of the XSAVE area that plain KVM_GET_XSAVE knows; a processor with more state needs KVM_CAP_XSAVE2, and nobody enables such state here.
+const KVM_XSAVE_SIZE: usize = 4096;
+/// Offset of XSTATE_BV, the components in use (SDM vol. 1, 13.4.2).
+const XSTATE_BV: usize = 512;
+/// Offset of MXCSR_MASK, which is the processor's and not the program's.
+const MXCSR_MASK: usize = 28;
+
+/// The MSRs that belong to a `CpuState`, where the host's KVM has them.
+pub(crate) fn saved_msrs() -> impl Iterator<Item = u32> {
+    [
+        msr::KVM_WALL_CLOCK,
+        msr::KVM_SYSTEM_TIME,
+        msr::IA32_TSC_ADJUST,
+        msr::IA32_SPEC_CTRL,
+        msr::IA32_SYSENTER_CS,
+        msr::IA32_SYSENTER_ESP,
+        msr::IA32_SYSENTER_EIP,
+        msr::IA32_MCG_STATUS,
+        msr::IA32_MISC_ENABLE,
+        msr::IA32_MTRR_FIX64K_00000,
+        msr::IA32_MTRR_FIX16K_80000,
+        msr::IA32_MTRR_FIX16K_A0000,
+        msr::IA32_PAT,
+        msr::IA32_MTRR_DEF_TYPE,
+        msr::IA32_STAR,
+        msr::IA32_LSTAR,
+        msr::IA32_CSTAR,
+        msr::IA32_FMASK,
+        msr::IA32_KERNEL_GS_BASE,
+        msr::IA32_TSC_AUX,
+        msr::KVM_WALL_CLOCK_NEW,
+        msr::KVM_SYSTEM_TIME_NEW,
+        msr::KVM_STEAL_TIME,
+        msr::KVM_PV_EOI_EN,
+    ]
+    .into_iter()
+    .chain((0..16).map(|n| msr::IA32_MTRR_PHYSBASE0 + n))
+    .chain((0..8).map(|n| msr::IA32_MTRR_FIX4K_C0000 + n))
+}
+
+/// A KVM call that takes a list of at most a few entries cannot fail for its length.
+fn msr_list(entries: &[kvm_msr_entry]) -> Result<Msrs, AccelError> {
+    Msrs::from_entries(entries).map_err(|_| AccelError::State { what: "more MSRs than KVM takes at a time".to_owned() })
+}
+
+fn msr_entry((index, data): (u32, u64)) -> kvm_msr_entry {
+    kvm_msr_entry { index, data, ..Default::default() }
+}
+
+/// One MSR, or `None` if the host's KVM does not have it.
+pub(crate) fn read_msr(fd: &VcpuFd, number: u32) -> Result<Option<u64>, AccelError> {
+    let mut list = msr_list(&[msr_entry((number, 0))])?;
+    let read = fd.get_msrs(&mut list).map_err(host("KVM_GET_MSRS"))?;
+    Ok((read == 1).then(|| list.as_slice()[0].data))
+}
+
+/// Writes MSRs; what the host's KVM does not have, or not with this value, is left out with a note in the log.
+pub(crate) fn write_msrs(fd: &VcpuFd, msrs: &[(u32, u64)]) -> Result<(), AccelError> {
+    let mut rest: Vec<kvm_msr_entry> = msrs.iter().copied().map(msr_entry).collect();
+    while !rest.is_empty() {
+        let written = fd.set_msrs(&msr_list(&rest)?).map_err(host("KVM_SET_MSRS"))?;
+        if let Some(refused) = rest.get(written) {
+            debug!(
+                msr = format_args!("{:#x}", refused.index),
+                value = format_args!("{:#x}", refused.data),
+                "KVM does not take this MSR"
+            );
+        }
+        rest.drain(..(written + 1).min(rest.len()));
+    }
+    Ok(())
+}
+
+fn segment_from(s: &kvm_segment) -> Segment {
+    let bit = |value: u8, at: u16| u16::from(value & 1) << at;
+    Segment {
+        selector: s.selector,
+        base: s.base,
+        limit: s.limit,
+        attributes: u16::from(s.type_ & 0xf)
+            | bit(s.s, 4)
+            | u16::from(s.dpl & 3) << 5
+            | bit(s.present & !s.unusable, 7)
+            | bit(s.avl, 12)
+            | bit(s.l, 13)
+            | bit(s.db, 14)
+            | bit(s.g, 15),
+    }
+}
+
+fn segment_to(s: &Segment) -> kvm_segment {
+    let bit = |at: u16| (s.attributes >> at & 1) as u8;
+    kvm_segment {
+        base: s.base,
+        limit: s.limit,
+        selector: s.selector,
+        type_: (s.attributes & 0xf) as u8,
+        present: bit(7),
+        dpl: s.dpl(),
+        db: bit(14),
+        s: bit(4),
+        l: bit(13),
+        g: bit(15),
+        avl: bit(12),
+        unusable: bit(7) ^ 1,
+        padding: 0,
+    }
+}
+
+fn table_from(t: &kvm_dtable) -> DescriptorTable {
+    DescriptorTable { base: t.base, limit: t.limit }
+}
+
+fn table_to(t: &DescriptorTable) -> kvm_dtable {
+    kvm_dtable { base: t.base, limit: t.limit, padding: [0; 3] }
+}
+
+fn regs_of(state: &CpuState) -> kvm_regs {
+    let [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15] = state.gprs;
+    let (rip, rflags) = (state.rip, state.rflags);
+    kvm_regs { rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags }
+}
+
+fn sregs_of(state: &CpuState) -> kvm_sregs {
+    kvm_sregs {
+        cs: segment_to(&state.cs),
+        ds: segment_to(&state.ds),
+        es: segment_to(&state.es),
+        fs: segment_to(&state.fs),
+        gs: segment_to(&state.gs),
+        ss: segment_to(&state.ss),
+        tr: segment_to(&state.tr),
+        ldt: segment_to(&state.ldtr),
+        gdt: table_to(&state.gdtr),
+        idt: table_to(&state.idtr),
+        cr0: state.cr0,
+        cr2: state.cr2,
+        cr3: state.cr3,
+        cr4: state.cr4,
+        cr8: state.cr8,
+        efer: state.efer,
+        apic_base: state.apic_base,
+        interrupt_bitmap: [0; 4],
+    }
+}
+
+/// Puts what `regs` and `sregs` hold into `state`.
+fn take_registers(state: &mut CpuState, regs: &kvm_regs, sregs: &kvm_sregs) {
+    let r = regs;
+    state.gprs =
+        [r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15];
+    (state.rip, state.rflags) = (r.rip, r.rflags);
+    let s = sregs;
+    (state.es, state.cs, state.ss) = (segment_from(&s.es), segment_from(&s.cs), segment_from(&s.ss));
+    (state.ds, state.fs, state.gs) = (segment_from(&s.ds), segment_from(&s.fs), segment_from(&s.gs));
+    (state.ldtr, state.tr) = (segment_from(&s.ldt), segment_from(&s.tr));
+    (state.gdtr, state.idtr) = (table_from(&s.gdt), table_from(&s.idt));
+    (state.cr0, state.cr2, state.cr3, state.cr4) = (s.cr0, s.cr2, s.cr3, s.cr4);
+    (state.cr8, state.efer, state.apic_base) = (s.cr8, s.efer, s.apic_base);
+}
+
+/// The XSAVE image of `state` as KVM's words.
+fn xsave_to(image: &[u8]) -> kvm_xsave {
+    let mut xsave = kvm_xsave::default();
+    for (word, bytes) in xsave.region.iter_mut().zip(image.chunks_exact(4)) {
+        *word = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    }
+    xsave
+}
+
+/// KVM's words as an XSAVE image. KVM leaves components out that are in their first state; the image's are all there, as the format of `CpuState` wants.
+fn xsave_from(xsave: &kvm_xsave) -> Vec<u8> {
+    let mut image: Vec<u8> = xsave.region.iter().flat_map(|word| word.to_le_bytes()).take(XSAVE_SIZE).collect();
+    let used = image[XSTATE_BV];
+    if used & 1 == 0 {
+        image[..24].fill(0);
+        image[32..160].fill(0);
+        image[0..2].copy_from_slice(&0x037fu16.to_le_bytes());
+    }
+    if used & 2 == 0 {
+        image[160..416].fill(0);
+    }
+    if used & 4 == 0 {
+        image[576..832].fill(0);
+    }
+    image[MXCSR_MASK..32].copy_from_slice(&0xffffu32.to_le_bytes());
+    image[416..XSTATE_BV].fill(0);
+    image[XSTATE_BV..576].fill(0);
+    image[XSTATE_BV] = 7;
+    image
+}
+
+/// Which of `Activity`'s a KVM_GET_MP_STATE answer is.
+fn activity_from(mp_state: u32) -> Activity {
+    match mp_state {
+        KVM_MP_STATE_RUNNABLE => Activity::Running,
+        KVM_MP_STATE_HALTED => Activity::Halted,
+        // Uninitialized, or INIT or a start-up IPI is being taken.
+        _ => Activity::WaitForSipi,
+    }
+}
+
+/// What a vCPU's state depends on besides its file descriptor.
+pub(crate) struct Features {
+    /// KVM_CAP_XCRS: the guest has XCR0.
+    pub(crate) xcrs: bool,
+    /// The MSRs of [`saved_msrs`] that the host's KVM has.
+    pub(crate) msrs: Vec<u32>,
+}
+
+/// Reads the whole state, but for a shutdown, which KVM does not remember.
+pub(crate) fn save(fd: &VcpuFd, features: &Features) -> Result<CpuState, AccelError> {
+    let mut state = CpuState::reset(true);
+    let regs = fd.get_regs().map_err(host("KVM_GET_REGS"))?;
+    let sregs = fd.get_sregs().map_err(host("KVM_GET_SREGS"))?;
+    take_registers(&mut state, &regs, &sregs);
+    let debug = fd.get_debug_regs().map_err(host("KVM_GET_DEBUGREGS"))?;
+    (state.dr, state.dr6, state.dr7) = (debug.db, debug.dr6, debug.dr7);
+    state.xsave = xsave_from(&fd.get_xsave().map_err(host("KVM_GET_XSAVE"))?);
+    if features.xcrs {
+        let xcrs = fd.get_xcrs().map_err(host("KVM_GET_XCRS"))?;
+        let known = &xcrs.xcrs[..(xcrs.nr_xcrs as usize).min(xcrs.xcrs.len())];
+        state.xcr0 = known.iter().find(|x| x.xcr == 0).map_or(1, |x| x.value);
+    }
+    for &number in &features.msrs {
+        if let Some(value) = read_msr(fd, number)? {
+            state.msrs.push((number, value));
+        }
+    }
+    state.msrs.sort_unstable();
+    state.tsc = read_msr(fd, msr::IA32_TSC)?.unwrap_or(0);
+    let events = fd.get_vcpu_events().map_err(host("KVM_GET_VCPU_EVENTS"))?;
+    state.interrupt_shadow = match u32::from(events.interrupt.shadow) {
+        shadow if shadow & KVM_X86_SHADOW_INT_MOV_SS != 0 => InterruptShadow::MovSs,
+        shadow if shadow & KVM_X86_SHADOW_INT_STI != 0 => InterruptShadow::Sti,
+        _ => InterruptShadow::None,
+    };
+    state.nmi_blocked = events.nmi.masked != 0;
+    state.nmi_pending = events.nmi.pending != 0 || events.nmi.injected != 0;
+    state.activity = activity_from(fd.get_mp_state().map_err(host("KVM_GET_MP_STATE"))?.mp_state);
+    Ok(state)
+}
+
+/// Loads the whole state. Events that were being delivered are forgotten.
+pub(crate) fn load(fd: &VcpuFd, features: &Features, state: &CpuState) -> Result<(), AccelError> {
+    if state.xsave.len() != XSAVE_SIZE {
+        return Err(AccelError::State { what: "the XSAVE image has the wrong size".to_owned() });
+    }
+    fd.set_regs(&regs_of(state)).map_err(host("KVM_SET_REGS"))?;
+    fd.set_sregs(&sregs_of(state)).map_err(host("KVM_SET_SREGS"))?;
+    if features.xcrs {
+        let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
+        xcrs.xcrs[0].value = state.xcr0;
+        fd.set_xcrs(&xcrs).map_err(host("KVM_SET_XCRS"))?;
+    }
+    // SAFETY: the structure has the 4096 bytes that KVM reads where no state is enabled that is larger, and no such state is: nobody asks the host
+    // for permission to use it (arch_prctl(ARCH_REQ_XCOMP_GUEST_PERM)).
+    unsafe { fd.set_xsave(&xsave_to(&state.xsave)) }.map_err(host("KVM_SET_XSAVE"))?;
+    let debug = kvm_debugregs { db: state.dr, dr6: state.dr6, dr7: state.dr7, ..Default::default() };
+    fd.set_debug_regs(&debug).map_err(host("KVM_SET_DEBUGREGS"))?;
+    write_msrs(fd, &state.msrs)?;
+    write_msrs(fd, &[(msr::IA32_TSC, state.tsc)])?;
+    let mut events =
+        kvm_vcpu_events { flags: KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW, ..Default::default() };
+    events.interrupt.shadow = match state.interrupt_shadow {
+        InterruptShadow::None => 0,
+        InterruptShadow::Sti => KVM_X86_SHADOW_INT_STI as u8,
+        InterruptShadow::MovSs => KVM_X86_SHADOW_INT_MOV_SS as u8,
+    };
+    events.nmi.masked = state.nmi_blocked.into();
+    events.nmi.pending = state.nmi_pending.into();
+    fd.set_vcpu_events(&events).map_err(host("KVM_SET_VCPU_EVENTS"))?;
+    let mp_state = match state.activity {
+        // A processor that shut down is kept from running by its owner.
+        Activity::Running | Activity::Shutdown => KVM_MP_STATE_RUNNABLE,
+        Activity::Halted => KVM_MP_STATE_HALTED,
+        Activity::WaitForSipi => KVM_MP_STATE_UNINITIALIZED,
+    };
+    fd.set_mp_state(kvm_mp_state { mp_state }).map_err(host("KVM_SET_MP_STATE"))
+}
+
+const _: () = assert!(size_of::<kvm_xsave>() >= KVM_XSAVE_SIZE);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_segment_survives_the_round_trip() {
+        for raw in [0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x1200_8b34_5678_0067] {
+            let segment = Segment::from_descriptor(0x10, raw);
+            assert_eq!(segment_from(&segment_to(&segment)), segment);
+        }
+    }
+
+    #[test]
+    fn a_segment_that_is_not_present_is_unusable() {
+        assert_eq!(segment_to(&Segment::default()).unusable, 1);
+    }
+
+    #[test]
+    fn registers_survive_the_round_trip() {
+        let mut state = CpuState::reset(true);
+        state.gprs = std::array::from_fn(|n| 0x1000 + n as u64);
+        (state.rip, state.cr3, state.cr8) = (0x1234, 0x5000, 5);
+        let mut copy = CpuState::reset(false);
+        take_registers(&mut copy, &regs_of(&state), &sregs_of(&state));
+        copy.activity = state.activity;
+        assert_eq!(copy, state);
+    }
+
+    #[test]
+    fn a_component_in_its_first_state_is_written_out() {
+        let mut xsave = kvm_xsave::default();
+        // XMM0 has garbage, and XSTATE_BV says that SSE is in its first state.
+        xsave.region[40] = 0xdead;
+        let image = xsave_from(&xsave);
+        assert_eq!((image[160], image[XSTATE_BV], image[0]), (0, 7, 0x7f));
+    }
+}

@@ -1,0 +1,279 @@
+//! One vCPU: the loop around KVM_RUN, the injection of the PIC's interrupts, and its state.
+//!
+//! HLT, start-up IPIs and the local APIC are the kernel's. An interrupt of the PIC is: the wire rises, the vCPU leaves KVM_RUN, and as soon as KVM says
+//! that the guest can take an interrupt (`ready_for_interrupt_injection`, or an exit that `request_interrupt_window` asks for), the vector is fetched and given to KVM_INTERRUPT.
+
+#![expect(
+    unsafe_code,
+    reason = "KVM_INTERRUPT has no wrapper in kvm-ioctls, and another thread must reach the page that is shared with the kernel"
+)]
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use accel::{AccelError, CpuIo, Kicker, Vcpu, VcpuExit};
+use kvm_bindings::{kvm_interrupt, kvm_lapic_state};
+use kvm_ioctls::VcpuFd;
+use tracing::{debug, info};
+use x86::{Activity, CpuState};
+
+use crate::exit::{Exit, RunPage};
+use crate::mailbox::Mailbox;
+use crate::state::{self, Features};
+use crate::vm::VmShared;
+use crate::{host, report};
+
+/// `_IOW(KVMIO, 0x86, struct kvm_interrupt)`.
+const KVM_INTERRUPT: libc::c_ulong = 0x4004_ae86;
+/// Largest port access: a dword.
+const LARGEST_PORT_ACCESS: usize = 4;
+
+/// What this vCPU has counted.
+#[derive(Debug, Clone, Copy, Default)]
+struct Counters {
+    runs: u64,
+    ports: u64,
+    mmio: u64,
+    eois: u64,
+    external_interrupts: u64,
+    interrupted: u64,
+}
+
+/// A vCPU on KVM.
+pub(crate) struct KvmVcpu {
+    shared: Arc<VmShared>,
+    id: u32,
+    fd: VcpuFd,
+    page: RunPage,
+    mailbox: Arc<Mailbox>,
+    features: Features,
+    /// The local APIC and the MSRs after RESET.
+    first_lapic: kvm_lapic_state,
+    first_msrs: Vec<(u32, u64)>,
+    /// A triple fault: only a new state helps.
+    shut_down: bool,
+    counters: Counters,
+}
+
+impl KvmVcpu {
+    pub(crate) fn new(
+        shared: Arc<VmShared>,
+        id: u32,
+        mut fd: VcpuFd,
+        xcrs: bool,
+        page_size: usize,
+    ) -> Result<Self, AccelError> {
+        let page = RunPage::new(&mut fd, page_size);
+        let mut first_msrs = Vec::new();
+        for number in state::saved_msrs() {
+            if let Some(value) = state::read_msr(&fd, number)? {
+                first_msrs.push((number, value));
+            }
+        }
+        let features = Features { xcrs, msrs: first_msrs.iter().map(|&(number, _)| number).collect() };
+        let first_lapic = fd.get_lapic().map_err(host("KVM_GET_LAPIC"))?;
+        let mailbox = Arc::clone(&shared.mailboxes[id as usize]);
+        let counters = Counters::default();
+        let mut vcpu =
+            Self { shared, id, fd, page, mailbox, features, first_lapic, first_msrs, shut_down: false, counters };
+        vcpu.set_state(&CpuState::reset(id == 0))?;
+        Ok(vcpu)
+    }
+
+    /// The error for an exit that ends the machine.
+    fn stuck(&self, reason: String) -> AccelError {
+        let (rip, processor) = report::processor(&self.fd, &self.shared.memory);
+        AccelError::Stuck { id: self.id, rip, what: format!("{reason}{processor}") }
+    }
+
+    /// Resets the local APIC, if [`accel::Vm::reset`] asked for it.
+    fn reset_apic_if_asked(&self) -> Result<(), AccelError> {
+        if self.mailbox.take_apic_reset() {
+            // IA32_APIC_BASE first: in x2APIC mode the registers have another layout.
+            let mut sregs = self.fd.get_sregs().map_err(host("KVM_GET_SREGS"))?;
+            sregs.apic_base = CpuState::reset(self.id == 0).apic_base;
+            sregs.cr8 = 0;
+            self.fd.set_sregs(&sregs).map_err(host("KVM_SET_SREGS"))?;
+            self.fd.set_lapic(&self.first_lapic).map_err(host("KVM_SET_LAPIC"))?;
+        }
+        Ok(())
+    }
+
+    /// Gives KVM the PIC's vector, if the PIC has one and the guest can take it; otherwise asks to be told when it can.
+    fn offer_external_interrupt(&mut self, io: &dyn CpuIo) -> Result<(), AccelError> {
+        if self.mailbox.pic_intr()
+            && self.page.ready_for_interrupt()
+            && let Some(vector) = io.ack_pic()
+        {
+            let interrupt = kvm_interrupt { irq: vector.into() };
+            // SAFETY: the request takes a pointer to a `kvm_interrupt`, which the call only reads.
+            let result = unsafe { libc::ioctl(self.fd.as_raw_fd(), KVM_INTERRUPT, &raw const interrupt) };
+            if result != 0 {
+                return Err(AccelError::Host { what: "KVM_INTERRUPT", source: std::io::Error::last_os_error() });
+            }
+            self.counters.external_interrupts += 1;
+        }
+        self.page.request_interrupt_window(self.mailbox.pic_intr());
+        Ok(())
+    }
+
+    /// Serves one exit; `Some` if the run ends with it.
+    fn serve(&mut self, io: &dyn CpuIo) -> Result<Option<VcpuExit>, AccelError> {
+        let exit = self.page.exit();
+        match exit {
+            Exit::Port { port, size, count, offset, is_read } => {
+                for at in (0..count).map(|n| offset.saturating_add(n * size)) {
+                    self.port_access(io, port, at, size, is_read)?;
+                }
+            }
+            Exit::Mmio { address, len, is_write } => {
+                self.counters.mmio += 1;
+                // A copy, because the devices may want this vCPU's mailbox while they are asked.
+                let mut data = *self.page.mmio_data();
+                if is_write {
+                    io.mmio_write(address, &data[..len]);
+                } else {
+                    io.mmio_read(address, &mut data[..len]);
+                    *self.page.mmio_data() = data;
+                }
+            }
+            Exit::IoApicEoi(vector) => {
+                self.counters.eois += 1;
+                io.eoi(vector);
+            }
+            Exit::Resume => {}
+            Exit::Shutdown => {
+                let (_, processor) = report::processor(&self.fd, &self.shared.memory);
+                info!(vcpu = self.id, "{}{processor}", report::reason(&exit).unwrap_or_default());
+                self.shut_down = true;
+                return Ok(Some(VcpuExit::TripleFault));
+            }
+            Exit::FailEntry(_) | Exit::UnknownHardware(_) | Exit::InternalError { .. } | Exit::Unexpected(_) => {
+                return Err(self.stuck(report::reason(&exit).unwrap_or_default()));
+            }
+        }
+        Ok(None)
+    }
+
+    /// One element of a port access, whose data is `size` bytes of the page at `at`.
+    fn port_access(
+        &mut self,
+        io: &dyn CpuIo,
+        port: u16,
+        at: usize,
+        size: usize,
+        is_read: bool,
+    ) -> Result<(), AccelError> {
+        self.counters.ports += 1;
+        let mut copy = [0; LARGEST_PORT_ACCESS];
+        let (Some(element), Some(copy)) = (self.page.data(at, size), copy.get_mut(..size)) else {
+            return Err(self.stuck(format!("KVM reports a port access of {size} bytes with its data at {at:#x}")));
+        };
+        copy.copy_from_slice(element);
+        if is_read {
+            io.pio_read(port, copy);
+            if let Some(element) = self.page.data(at, size) {
+                element.copy_from_slice(copy);
+            }
+        } else {
+            io.pio_write(port, copy);
+        }
+        Ok(())
+    }
+
+    fn run_registered(&mut self, io: &dyn CpuIo, immediate_exit: &AtomicU8) -> Result<VcpuExit, AccelError> {
+        loop {
+            // Cleared before the mailbox is read: see `mailbox`.
+            immediate_exit.store(0, Ordering::SeqCst);
+            let leave = self.mailbox.kicked();
+            if leave {
+                // KVM_RUN only completes what is half done: the state is then between two instructions.
+                immediate_exit.store(1, Ordering::SeqCst);
+            } else if self.id == 0 {
+                self.offer_external_interrupt(io)?;
+            }
+            self.counters.runs += 1;
+            // The exit is read from the page; only the borrow is dropped here.
+            match self.fd.run().map(drop) {
+                Ok(()) => {
+                    if let Some(end) = self.serve(io)? {
+                        return Ok(end);
+                    }
+                }
+                Err(error) if error.errno() == libc::EINTR => {
+                    self.counters.interrupted += 1;
+                    if leave {
+                        self.mailbox.clear_kick();
+                        debug!(vcpu = self.id, "stopped");
+                        return Ok(VcpuExit::Kicked);
+                    }
+                }
+                // A processor that waited for its start-up IPI has something new.
+                Err(error) if error.errno() == libc::EAGAIN => {}
+                Err(error) => {
+                    return Err(self.stuck(format!("KVM_RUN failed: {}", std::io::Error::from(error))));
+                }
+            }
+        }
+    }
+}
+
+impl Vcpu for KvmVcpu {
+    fn state(&self) -> Result<CpuState, AccelError> {
+        let mut state = state::save(&self.fd, &self.features)?;
+        if self.shut_down {
+            state.activity = Activity::Shutdown;
+        }
+        Ok(state)
+    }
+
+    fn set_state(&mut self, state: &CpuState) -> Result<(), AccelError> {
+        self.reset_apic_if_asked()?;
+        state::load(&self.fd, &self.features, state)?;
+        self.shut_down = state.activity == Activity::Shutdown;
+        Ok(())
+    }
+
+    fn reset(&mut self) -> Result<(), AccelError> {
+        state::write_msrs(&self.fd, &self.first_msrs)?;
+        self.set_state(&CpuState::reset(self.id == 0))
+    }
+
+    fn run(&mut self, io: &Arc<dyn CpuIo>) -> Result<VcpuExit, AccelError> {
+        self.reset_apic_if_asked()?;
+        if self.shut_down {
+            return Ok(VcpuExit::TripleFault);
+        }
+        let byte = self.page.immediate_exit();
+        let mailbox = Arc::clone(&self.mailbox);
+        // SAFETY: the byte is in this vCPU's page, which is mapped until `self` is dropped; the guard is dropped before this function returns.
+        let _running = unsafe { mailbox.enter(byte) };
+        // SAFETY: as above; the byte is only accessed as an atomic, here and by the kernel.
+        self.run_registered(io.as_ref(), unsafe { &*byte })
+    }
+
+    fn kicker(&self) -> Arc<dyn Kicker> {
+        Arc::new(KvmKicker(Arc::clone(&self.mailbox)))
+    }
+
+    fn statistics(&self) -> Vec<(&'static str, u64)> {
+        let Counters { runs, ports, mmio, eois, external_interrupts, interrupted } = self.counters;
+        vec![
+            ("entries into the guest", runs),
+            ("port accesses", ports),
+            ("memory-mapped accesses", mmio),
+            ("ends of level interrupts", eois),
+            ("interrupts from the PIC", external_interrupts),
+            ("interrupted by other threads", interrupted),
+        ]
+    }
+}
+
+struct KvmKicker(Arc<Mailbox>);
+
+impl Kicker for KvmKicker {
+    fn kick(&self) {
+        self.0.kick();
+    }
+}
