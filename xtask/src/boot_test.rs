@@ -200,6 +200,9 @@ pub(crate) fn run(arguments: &Arguments, paths: &Paths) -> Result<()> {
     if boots.is_empty() {
         return Err(Error::Advice("no boot of the matrix has such a name".to_owned()));
     }
+    if arguments.accel == Some(Accel::Kvm) {
+        launch::check_virtualization(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default())?;
+    }
     let images = Images::get(paths, &boots, arguments.kernel.as_deref())?;
     let vmm = if arguments.qemu { None } else { Some(Vmm::build(paths, arguments.vmm.as_deref(), arguments.accel)?) };
     let mut verdicts = Vec::new();

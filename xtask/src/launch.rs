@@ -116,6 +116,15 @@ pub(crate) struct Guest<'a> {
     pub(crate) settings: &'static [&'static str],
 }
 
+/// Whether Linux can be booted on this host's KVM, by the contents of `/proc/cpuinfo`: a KVM without VMX or SVM beneath only emulates.
+pub(crate) fn check_virtualization(cpuinfo: &str) -> Result<()> {
+    let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+    if flags.split_ascii_whitespace().any(|flag| matches!(flag, "vmx" | "svm")) {
+        return Ok(());
+    }
+    Err(Error::Advice("this host cannot boot Linux on KVM: its processor shows neither VMX nor SVM".to_owned()))
+}
+
 /// The launcher, built.
 #[derive(Debug, Clone)]
 pub(crate) struct Vmm {

@@ -92,8 +92,8 @@ fn board_guest() -> Result<Vec<u8>, IcedError> {
     let mut handler = a.create_label();
     a.mov(rsp, STACK)?;
     print(&mut a, b'>')?;
-    // The magic value of the first virtio-mmio transport.
-    a.mov(eax, 0xfeb0_0000u32)?;
+    // The magic value of the last virtio-mmio transport, where the random number generator is.
+    a.mov(eax, 0xfeb0_2e00u32)?;
     a.mov(eax, dword_ptr(rax))?;
     a.cmp(eax, 0x7472_6976)?;
     print_if_equal(&mut a, b'v')?;
