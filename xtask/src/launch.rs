@@ -215,3 +215,15 @@ pub(crate) fn qemu_command(guest: &Guest) -> Command {
 fn joined(first: &str, second: &str) -> String {
     format!("{first} {second}").trim().to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_without_vmx_and_svm_is_told_in_one_line() {
+        assert!(check_virtualization("flags\t\t: fpu svm nx\n").is_ok());
+        let error = check_virtualization("model name\t: vmx 3000\nflags\t\t: fpu nx\n").unwrap_err();
+        assert_eq!(error.to_string().lines().count(), 1);
+    }
+}
