@@ -259,7 +259,7 @@ fn sti_shadow(g: &mut Code) -> Result<(), IcedError> {
     g.mov(al, 2)?;
     g.sti()?;
     g.report_al()?;
-    g.nop()?;
+    g.linger()?;
     g.report(3)?;
     g.end()
 }
@@ -282,11 +282,11 @@ fn task_priority(g: &mut Code) -> Result<(), IcedError> {
     g.mov(iced_x86::code_asm::cr8, rax)?;
     g.send_msi(0x51)?;
     g.sti()?;
-    g.nop()?;
+    g.linger()?;
     g.report(1)?;
     g.xor(eax, eax)?;
     g.mov(iced_x86::code_asm::cr8, rax)?;
-    g.nop()?;
+    g.linger()?;
     g.end()
 }
 
@@ -295,7 +295,7 @@ fn level_eoi(g: &mut Code) -> Result<(), IcedError> {
     g.apic_on()?;
     g.send_msi(0xc051)?;
     g.sti()?;
-    g.nop()?;
+    g.linger()?;
     g.end()
 }
 
@@ -308,7 +308,7 @@ fn ext_int(g: &mut Code) -> Result<(), IcedError> {
     g.mov(al, 0x33)?;
     g.out(dx, al)?;
     g.sti()?;
-    g.nop()?;
+    g.linger()?;
     g.end()
 }
 
@@ -365,7 +365,7 @@ fn x2apic_self_ipi(g: &mut Code) -> Result<(), IcedError> {
     g.write_msr(0x80f, 0x1ff)?;
     g.write_msr(0x83f, 0x71)?;
     g.sti()?;
-    g.nop()?;
+    g.linger()?;
     g.end()
 }
 
