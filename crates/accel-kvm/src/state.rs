@@ -178,8 +178,12 @@ fn take_registers(state: &mut CpuState, regs: &kvm_regs, sregs: &kvm_sregs) {
     (state.cr8, state.efer, state.apic_base) = (s.cr8, s.efer, s.apic_base);
 }
 
-/// The XSAVE image of `state` as KVM's words.
+/// The XSAVE image of a `CpuState` as KVM's words. Its x87 and SSE components are always there, whatever XSTATE_BV says: RESET leaves another x87 control word
+/// than a component in its first state has. A host without AVX refuses that component, so it is there only where it holds something.
 fn xsave_to(image: &[u8]) -> kvm_xsave {
+    let mut image = image.to_vec();
+    let avx = image[XSTATE_BV + 64..].iter().any(|byte| *byte != 0);
+    image[XSTATE_BV] = if avx { 7 } else { 3 };
     let mut xsave = kvm_xsave::default();
     for (word, bytes) in xsave.region.iter_mut().zip(image.chunks_exact(4)) {
         *word = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);

@@ -13,9 +13,14 @@ pub const END: u16 = 0xf4;
 pub const SEND_MSI: u16 = 0xf8;
 /// OUT of a byte: the PIC's INTR wire goes high if it is not zero; the acknowledge cycle gives that byte as vector and lowers the wire.
 pub const PIC: u16 = 0xfc;
+/// OUT of a byte: a level-triggered wire goes high if it is not zero, with that byte as its interrupt's vector. It sends its message when it rises, and again
+/// at each end of interrupt that finds it high, as an IOAPIC's pin does.
+pub const LEVEL: u16 = 0xf6;
+/// OUT: the guest wants to be moved. IN: 0 until it was, then 1.
+pub const HOLD: u16 = 0xf5;
 /// IN of any size: bytes that count up from the port's low byte.
 pub const PATTERN: u16 = 0x300;
-/// Guest-physical address of the MMIO page: reads give bytes that count up from the offset, writes are reported (size, offset, bytes).
+/// Guest-physical address of the two MMIO pages: reads give bytes that count up from the offset, writes are reported (size, offset, bytes).
 pub const MMIO: u64 = 0xd000_0000;
 
 #[derive(Default)]
@@ -24,6 +29,8 @@ struct Seen {
     finished: bool,
     stopped: bool,
     pic_vector: Option<u8>,
+    level_vector: Option<u8>,
+    held: bool,
 }
 
 /// The board.
@@ -49,7 +56,7 @@ impl Board {
 
     pub(super) fn wait_for_end(&self, deadline: Instant) {
         let left = deadline.saturating_duration_since(Instant::now());
-        drop(self.changed.wait_timeout_while(self.seen(), left, |seen| !seen.finished && !seen.stopped));
+        drop(self.changed.wait_timeout_while(self.seen(), left, |seen| !seen.finished && !seen.stopped && !seen.held));
     }
 
     pub(super) fn finished(&self) -> bool {
@@ -61,6 +68,16 @@ impl Board {
     }
 }
 
+impl Board {
+    /// Sends the message of the level-triggered wire, if it is high.
+    fn send_level(&self) {
+        let vector = self.seen().level_vector;
+        if let Some(vector) = vector {
+            self.vm.signal_msi(0xfee0_0000, 0xc000 | u32::from(vector));
+        }
+    }
+}
+
 fn count_up(first: u64, data: &mut [u8]) {
     for (i, byte) in data.iter_mut().enumerate() {
         *byte = (first as u8).wrapping_add(i as u8);
@@ -69,7 +86,11 @@ fn count_up(first: u64, data: &mut [u8]) {
 
 impl CpuIo for Board {
     fn pio_read(&self, port: u16, data: &mut [u8]) {
-        if port & 0xff00 == PATTERN { count_up(port.into(), data) } else { data.fill(0xff) }
+        match port {
+            HOLD => data.fill(u8::from(!self.seen().held)),
+            _ if port & 0xff00 == PATTERN => count_up(port.into(), data),
+            _ => data.fill(0xff),
+        }
     }
 
     fn pio_write(&self, port: u16, data: &[u8]) {
@@ -84,16 +105,24 @@ impl CpuIo for Board {
                 self.seen().pic_vector = Some(vector).filter(|&v| v != 0);
                 self.vm.set_pic_intr(vector != 0);
             }
+            (LEVEL, &[vector]) => {
+                self.seen().level_vector = Some(vector).filter(|&v| v != 0);
+                self.send_level();
+            }
+            (HOLD, _) => {
+                self.seen().held = true;
+                self.changed.notify_all();
+            }
             _ => {}
         }
     }
 
     fn mmio_read(&self, address: u64, data: &mut [u8]) {
-        if address & !0xfff == MMIO { count_up(address, data) } else { data.fill(0xff) }
+        if address & !0x1fff == MMIO { count_up(address, data) } else { data.fill(0xff) }
     }
 
     fn mmio_write(&self, address: u64, data: &[u8]) {
-        if address & !0xfff == MMIO {
+        if address & !0x1fff == MMIO {
             let mut seen = self.seen();
             seen.report.push(data.len() as u8);
             seen.report.push(address as u8);
@@ -109,5 +138,6 @@ impl CpuIo for Board {
 
     fn eoi(&self, vector: u8) {
         self.seen().report.extend_from_slice(&[0xe0, vector]);
+        self.send_level();
     }
 }

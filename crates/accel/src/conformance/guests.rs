@@ -1,4 +1,4 @@
-//! The guests.
+//! The guests of the processor and its local APIC; those of the platform around it are in [`super::platform`].
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::{
@@ -10,7 +10,7 @@ use super::board::{MMIO, PATTERN, PIC};
 use super::code::Guest as Code;
 use super::{End, Guest, SCRATCH};
 
-/// Every guest.
+/// Every guest of this file.
 pub const ALL: &[Guest] = &[
     Guest {
         name: "port reads of every size",
@@ -129,7 +129,7 @@ fn port_reads(g: &mut Code) -> Result<(), IcedError> {
 }
 
 /// Reports the low `count` bytes of RAX, lowest first.
-fn report_bytes(g: &mut Code, count: u32) -> Result<(), IcedError> {
+pub(super) fn report_bytes(g: &mut Code, count: u32) -> Result<(), IcedError> {
     for _ in 0..count {
         g.report_al()?;
         g.shr(rax, 8)?;
@@ -223,7 +223,7 @@ fn triple_fault(g: &mut Code) -> Result<(), IcedError> {
 }
 
 /// A handler that reports `vector` and ends the interrupt.
-fn reporting_handler(g: &mut Code, vector: u8) -> Result<iced_x86::code_asm::CodeLabel, IcedError> {
+pub(super) fn reporting_handler(g: &mut Code, vector: u8) -> Result<iced_x86::code_asm::CodeLabel, IcedError> {
     let (mut handler, mut over) = (g.create_label(), g.create_label());
     g.jmp(over)?;
     g.set_label(&mut handler)?;
@@ -370,7 +370,7 @@ fn x2apic_self_ipi(g: &mut Code) -> Result<(), IcedError> {
 }
 
 /// Real-mode code for the second vCPU at 0x9000: jumps to 64-bit mode at the label `target`, through the tables that the first uses.
-fn start_second_at(g: &mut Code, target: iced_x86::code_asm::CodeLabel) -> Result<(), IcedError> {
+pub(super) fn start_second_at(g: &mut Code, target: iced_x86::code_asm::CodeLabel) -> Result<(), IcedError> {
     // cli; lgdt [0x9040]; mov eax, cr4|PAE; mov cr3; EFER.LME by WRMSR; mov cr0 PE|PG; jmp far 8:0x9080 (in 16-bit code)
     const TRAMPOLINE: &[u8] = &[
         0xfa, // cli
@@ -420,7 +420,7 @@ fn start_second(g: &mut Code) -> Result<(), IcedError> {
     halt(g)
 }
 
-fn halt(g: &mut Code) -> Result<(), IcedError> {
+pub(super) fn halt(g: &mut Code) -> Result<(), IcedError> {
     let mut stay = g.create_label();
     g.set_label(&mut stay)?;
     g.cli()?;

@@ -1,11 +1,15 @@
 //! The guests that every backend must pass: a few instructions each, in 64-bit mode, on a board of a few ports.
 //!
 //! A guest reports by writing bytes to port [`board::REPORT`] and ends by writing to [`board::END`]; what it reported is compared with what the architecture
-//! promises. [`run`] runs one and returns what it saw; [`guests::ALL`] names them all.
+//! promises. [`run`] runs one and returns what it saw; [`all`] gives them all. [`compare`] holds
+//! two backends against each other, [`relay`] moves a guest between them.
 
 pub mod board;
 mod code;
+pub mod compare;
 pub mod guests;
+pub mod platform;
+pub mod relay;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,6 +33,9 @@ pub const IDT: u64 = 0x3000;
 pub const GDT: u64 = 0x2000;
 /// Scratch memory.
 pub const SCRATCH: u64 = 0x8000;
+
+/// How long a guest that has ended may take to its last HLT.
+const SETTLE: Duration = Duration::from_millis(20);
 
 const PML4: u64 = 0x4000;
 const PDPT: u64 = 0x5000;
@@ -69,6 +76,8 @@ pub struct Report {
     pub bytes: Vec<u8>,
     /// The bootstrap processor at the end.
     pub state: CpuState,
+    /// The guest's memory at the end.
+    pub memory: GuestMemory,
 }
 
 /// A 64-bit processor at the start of `code`, with flat segments and the first 4 GiB mapped one to one.
@@ -117,7 +126,8 @@ fn memory_with(code: &[u8]) -> GuestMemory {
 /// When the guest cannot be assembled or a vCPU thread panics: mistakes in the test itself.
 pub fn run(accelerator: &dyn Accelerator, guest: &Guest, limit: Duration) -> Result<Report, AccelError> {
     let code = code::assemble(guest.build).unwrap_or_else(|error| panic!("{}: {error}", guest.name));
-    let vm = accelerator.create_vm(VmConfig { vcpus: guest.vcpus, memory: memory_with(&code) })?;
+    let memory = memory_with(&code);
+    let vm = accelerator.create_vm(VmConfig { vcpus: guest.vcpus, memory: memory.clone() })?;
     let board = Arc::new(Board::new(Arc::clone(&vm)));
     let mut vcpus = (0..guest.vcpus).map(|id| vm.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
     vcpus[0].set_state(&long_mode())?;
@@ -137,6 +147,8 @@ pub fn run(accelerator: &dyn Accelerator, guest: &Guest, limit: Duration) -> Res
             })
             .collect();
         board.wait_for_end(deadline);
+        // Until every vCPU has reached its last HLT, so that the final states can be compared.
+        std::thread::sleep(SETTLE);
         for kicker in &kickers {
             kicker.kick();
         }
@@ -150,16 +162,30 @@ pub fn run(accelerator: &dyn Accelerator, guest: &Guest, limit: Duration) -> Res
         End::TimedOut
     };
     let state = ends.into_iter().next().map(|(_, state)| state).expect("at least one vCPU");
-    Ok(Report { end, bytes: board.reported(), state })
+    Ok(Report { end, bytes: board.reported(), state, memory })
 }
 
-/// Runs every guest and panics with the names of all that failed.
+/// Every guest.
+pub fn all() -> impl Iterator<Item = &'static Guest> {
+    guests::ALL.iter().chain(platform::ALL)
+}
+
+/// Every guest but those that `without` names with a reason, which is printed.
+fn all_without(without: &[(&str, &str)]) -> Vec<&'static Guest> {
+    for (name, reason) in without {
+        assert!(all().any(|guest| guest.name == *name), "there is no guest {name:?}");
+        println!("skipped: {name}: {reason}");
+    }
+    all().filter(|guest| !without.iter().any(|(name, _)| *name == guest.name)).collect()
+}
+
+/// Runs every guest, but for those that `without` names with a reason, and panics with the names of all that failed.
 ///
 /// # Panics
 /// When a guest does not report what it must.
-pub fn check_all(accelerator: &dyn Accelerator) {
+pub fn check_all(accelerator: &dyn Accelerator, without: &[(&str, &str)]) {
     let mut failures = Vec::new();
-    for guest in guests::ALL {
+    for guest in all_without(without) {
         match run(accelerator, guest, Duration::from_secs(20)) {
             Ok(report) if report.end == guest.end && report.bytes == guest.expected => {}
             Ok(report) => failures.push(format!(
@@ -170,4 +196,61 @@ pub fn check_all(accelerator: &dyn Accelerator) {
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// Runs every guest, but for those that `without` names with a reason, on both backends and panics with all that differs at their ends.
+///
+/// # Panics
+/// When a guest cannot run, or does not end in the same state.
+pub fn check_equal(one: &dyn Accelerator, other: &dyn Accelerator, without: &[(&str, &str)]) {
+    let mut failures = Vec::new();
+    for guest in all_without(without) {
+        let limit = Duration::from_secs(20);
+        match run(one, guest, limit).and_then(|a| Ok((a, run(other, guest, limit)?))) {
+            Ok((a, b)) => {
+                failures.extend(compare::differences(guest, &a, &b).iter().map(|d| format!("{}: {d}", guest.name)));
+            }
+            Err(error) => failures.push(format!("{}: {error}", guest.name)),
+        }
+    }
+    assert!(failures.is_empty(), "on {} and {}:\n{}", one.name(), other.name(), failures.join("\n"));
+}
+
+/// Kicks a vCPU that spins, or sleeps in HLT, `times` times; returns the longest time until its run ended.
+///
+/// # Errors
+/// What the backend reports.
+///
+/// # Panics
+/// When a kick is lost: the run does not end within 20 seconds.
+pub fn kick_latency(accelerator: &dyn Accelerator, asleep: bool, times: u32) -> Result<Duration, AccelError> {
+    // 1: jmp 1b; or: 1: hlt; jmp 1b
+    let code: &[u8] = if asleep { &[0xf4, 0xeb, 0xfd] } else { &[0xeb, 0xfe] };
+    let vm = accelerator.create_vm(VmConfig { vcpus: 1, memory: memory_with(code) })?;
+    let mut vcpu = vm.create_vcpu(0)?;
+    vcpu.set_state(&long_mode())?;
+    let kicker = vcpu.kicker();
+    let io: Arc<dyn crate::CpuIo> = Arc::new(Board::new(vm));
+    let (ended, ends) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            for _ in 0..times {
+                let exit = vcpu.run(&io);
+                if ended.send(exit).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut longest = Duration::ZERO;
+        for n in 0..times {
+            // Now before, now within the run.
+            std::thread::sleep(Duration::from_micros(u64::from(n) * 97 % 3000));
+            let kicked = Instant::now();
+            kicker.kick();
+            let exit = ends.recv_timeout(Duration::from_secs(20)).expect("a kick was lost")?;
+            assert_eq!(exit, VcpuExit::Kicked);
+            longest = longest.max(kicked.elapsed());
+        }
+        Ok(longest)
+    })
 }
