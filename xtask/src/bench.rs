@@ -1,8 +1,11 @@
 //! Our boots and QEMU's, side by side in one run: time, memory, and the speed of the processor.
 //!
-//! The contenders take turns, so that a busy host disturbs them alike. A run that does not end is ended at the limit and
-//! counted as a hang; medians are over the runs that did end.
+//! The contenders take turns, so that a busy host disturbs them alike, and each turn's two runs are compared with one another. A
+//! run that does not end is ended at the limit and counted as a hang; medians are over the runs that did end.
 
+mod host;
+mod ratio;
+mod sample;
 mod table;
 
 use std::path::{Path, PathBuf};
@@ -17,20 +20,28 @@ use crate::guest::{self, Small, Stock};
 use crate::image::Image;
 use crate::launch::{self, Accel, End, Guest, Machine, QEMU, Vmm};
 use crate::paths::{self, Paths};
-use crate::report::Report;
-use crate::supervise::{self, Outcome, Run};
+use crate::supervise::{self, Outcome};
+use host::Host;
+use ratio::Ratio;
+use sample::Sample;
 
 /// Instructions of the two loops that measure the processor.
 const LOOP: u64 = 400_000_000;
 const MEMORY_LOOP: u64 = 100_000_000;
 
+/// The programs whose time the guest takes, and how often each does its work: about a second of an interpreter's.
+const PROGRAMS: &str = "compress:3,sort:2,parse:1,sha256:6,aes:6,copy:12,matrix:8,bodies:6,spawn:1,pipe:6";
+
+/// The same for the work that is split over all processors.
+const PARALLEL: &str = "parallel:2";
+
 /// `cargo xtask bench`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Runs of each boot
-    #[arg(long, value_name = "N", default_value_t = 3)]
+    /// Runs of each benchmark: pairs of ours and QEMU's
+    #[arg(long, value_name = "N", default_value_t = 7)]
     runs: usize,
-    /// Only benchmarks whose names contain this, for example `small` or `vmm/`
+    /// Only benchmarks whose names contain this, for example `small`, `programs` or `vmm`
     #[arg(long, value_name = "FILTER")]
     only: Option<String>,
     /// A kernel of your own in place of the small one; the stock kernel is left out
@@ -42,7 +53,7 @@ pub(crate) struct Arguments {
     /// The processor backend; by default what the configurations say
     #[arg(long)]
     accel: Option<Accel>,
-    /// Processors of the guests
+    /// Processors of the guests; the parallel job has one and two in any case
     #[arg(long, value_name = "N", default_value_t = 1)]
     cpus: u32,
     /// Seconds after which a run counts as a hang
@@ -63,8 +74,8 @@ enum Contender {
 impl Contender {
     fn name(&self) -> &'static str {
         match self {
-            Self::Vmm(_) => "vmm",
-            Self::Qemu => "qemu-tcg",
+            Self::Vmm(_) => ratio::OURS,
+            Self::Qemu => ratio::THEIRS,
         }
     }
 
@@ -90,23 +101,6 @@ struct Bench<'a> {
     failures: usize,
 }
 
-/// One run that ended well.
-#[derive(Debug, Clone, Serialize)]
-struct Sample {
-    /// From the start of the program to init's first line.
-    init_seconds: f64,
-    /// From the start of the program to its end.
-    total_seconds: f64,
-    /// The largest resident set.
-    peak_mib: f64,
-    /// Millions of instructions that the guest executed, where the launcher counts them.
-    million_instructions: Option<f64>,
-    /// Millions of instructions a second in registers, where the guest measured it.
-    register_mips: Option<f64>,
-    /// The same with memory.
-    memory_mips: Option<f64>,
-}
-
 /// A benchmark's line in the results.
 #[derive(Debug, Clone, Serialize)]
 struct Summary {
@@ -121,42 +115,36 @@ struct Summary {
 /// All results and where they were taken.
 #[derive(Debug, Serialize)]
 struct Results {
-    revision: String,
-    host_processor: String,
-    host_processors: usize,
-    qemu: Option<String>,
+    host: Host,
+    ratios: Vec<Ratio>,
     benchmarks: Vec<Summary>,
 }
 
-/// Runs every benchmark, prints a table and writes the results.
+/// Runs every benchmark, prints two tables and writes the results.
 pub(crate) fn run(arguments: &Arguments, paths: &Paths) -> Result<()> {
     if arguments.runs == 0 {
         return Err(Error::Advice("--runs must be at least 1".to_owned()));
     }
-    let (small, stock) = images(arguments.kernel.as_deref(), paths)?;
+    let kernels = Kernels::get(arguments.kernel.as_deref(), paths)?;
     let mut contenders = vec![Contender::Vmm(Vmm::build(paths, arguments.vmm.as_deref(), arguments.accel)?)];
     if command::exists(QEMU) {
         contenders.push(Contender::Qemu);
     } else {
         eprintln!("{QEMU} is not installed: no comparison (apt-get install qemu-system-x86)");
     }
-    let mut benches = benches(&contenders, &small, stock.as_ref(), arguments.cpus);
+    let mut benches = benches(&contenders, &kernels, arguments.cpus);
     if let Some(filter) = &arguments.only {
         benches.retain(|bench| bench.name.contains(filter.as_str()));
     }
     for round in 1..=arguments.runs {
         for bench in &mut benches {
             eprintln!("run {round} of {}: {}", arguments.runs, bench.name);
-            bench.run_once(Duration::from_secs(arguments.timeout))?;
+            bench.run_once(round, Duration::from_secs(arguments.timeout))?;
         }
     }
-    let results = Results {
-        revision: revision(&paths.workspace),
-        host_processor: host_processor(),
-        host_processors: std::thread::available_parallelism().map_or(1, usize::from),
-        qemu: qemu_version(),
-        benchmarks: benches.into_iter().map(Bench::summary).collect(),
-    };
+    let benchmarks: Vec<Summary> = benches.into_iter().map(Bench::summary).collect();
+    let host = Host::look(&paths.workspace, kernels.versions);
+    let results = Results { host, ratios: ratio::all(&benchmarks), benchmarks };
     print!("{}", table::render(&results));
     let path = arguments.json.clone().unwrap_or_else(|| paths.target.join("bench.json"));
     let json = serde_json::to_vec_pretty(&results).map_err(|error| Error::Advice(error.to_string()))?;
@@ -165,57 +153,84 @@ pub(crate) fn run(arguments: &Arguments, paths: &Paths) -> Result<()> {
     Ok(())
 }
 
-/// The small kernel and the stock kernel, or the user's own kernel alone.
-fn images(own: Option<&Path>, paths: &Paths) -> Result<(Image, Option<Image>)> {
-    if let Some(kernel) = own {
-        return Ok((Image::of_small(paths, &guest::own_kernel(kernel)?)?, None));
+/// What the guests are.
+struct Kernels {
+    small: Image,
+    stock: Option<Image>,
+    /// What to say of them, one sentence each.
+    versions: Vec<String>,
+}
+
+impl Kernels {
+    /// The small kernel and the stock kernel, or the user's own kernel alone.
+    fn get(own: Option<&Path>, paths: &Paths) -> Result<Self> {
+        if let Some(kernel) = own {
+            let small = Image::of_small(paths, &guest::own_kernel(kernel)?)?;
+            return Ok(Self { small, stock: None, versions: vec![format!("guest kernel {}", kernel.display())] });
+        }
+        let (small, stock) = (Small::get(paths, false)?, Stock::get(paths, false)?);
+        let versions = vec![format!("small kernel {}", small.version), format!("stock kernel {}", stock.version)];
+        Ok(Self {
+            small: Image::of_small(paths, &small.bzimage)?,
+            stock: Some(Image::of_stock(paths, &stock.vmlinuz, &stock.modules)?),
+            versions,
+        })
     }
-    let small = Image::of_small(paths, &Small::get(paths, false)?.bzimage)?;
-    let stock = Stock::get(paths, false)?;
-    Ok((small, Some(Image::of_stock(paths, &stock.vmlinuz, &stock.modules)?)))
 }
 
 /// For each guest first ours, then QEMU's.
-fn benches<'a>(contenders: &'a [Contender], small: &'a Image, stock: Option<&'a Image>, cpus: u32) -> Vec<Bench<'a>> {
-    let loops = format!("vmm.work=loop:{LOOP},memory:{MEMORY_LOOP}");
-    let guests = [
-        ("small kernel", Some(small), false, 256, End::Reset, ""),
-        ("stock kernel", stock, true, 512, End::PowerOff, ""),
-        ("processor", Some(small), false, 256, End::Reset, loops.as_str()),
-    ];
+fn benches<'a>(contenders: &'a [Contender], kernels: &'a Kernels, cpus: u32) -> Vec<Bench<'a>> {
+    let loops = format!("loop:{LOOP},memory:{MEMORY_LOOP}");
+    let small = |cpus, work: &str| {
+        let append = with_work(End::Reset, work);
+        let image = &kernels.small;
+        Guest { machine: Machine::Microvm, image, acpi: false, cpus, memory: 256, append, settings: &[] }
+    };
+    let mut guests = vec![(ratio::SMALL, small(cpus, ""))];
+    if let Some(image) = &kernels.stock {
+        let append = with_work(End::PowerOff, "");
+        let guest = Guest { machine: Machine::Microvm, image, acpi: true, cpus, memory: 512, append, settings: &[] };
+        guests.push((ratio::STOCK, guest));
+    }
+    guests.extend([
+        (ratio::PROGRAMS, small(cpus, PROGRAMS)),
+        (ratio::ONE_CPU, small(1, PARALLEL)),
+        (ratio::TWO_CPUS, small(2, PARALLEL)),
+        ("processor", small(cpus, &loops)),
+    ]);
     let mut benches = Vec::new();
-    for (name, image, acpi, memory, end, work) in guests {
-        let Some(image) = image else { continue };
-        for contender in contenders {
-            let append = format!("{} {work}", end.argument()).trim().to_owned();
-            let guest = Guest { machine: Machine::Microvm, image, acpi, cpus, memory, append, settings: &[] };
-            benches.push(Bench::new(name, contender, guest));
-        }
+    for (name, guest) in &guests {
+        benches.extend(contenders.iter().map(|contender| Bench::new(name, contender, guest.clone())));
     }
     // QEMU always starts a bzImage by its own stub; ours both ways show what decompressing natively is worth.
     for contender in contenders.iter().filter(|contender| matches!(contender, Contender::Vmm(_))) {
-        let append = End::Reset.argument().to_owned();
-        let settings = launch::GUEST_DECOMPRESSES;
-        let guest = Guest { machine: Machine::Microvm, image: small, acpi: false, cpus, memory: 256, append, settings };
+        let guest = Guest { settings: launch::GUEST_DECOMPRESSES, ..small(cpus, "") };
         benches.push(Bench::new("small kernel's own stub", contender, guest));
     }
     benches
 }
 
+/// The guest's words for this end after this work.
+fn with_work(end: End, work: &str) -> String {
+    let end = end.argument();
+    if work.is_empty() { end.to_owned() } else { format!("{end} vmm.work={work}") }
+}
+
 impl<'a> Bench<'a> {
     fn new(name: &str, contender: &'a Contender, guest: Guest<'a>) -> Self {
-        let name = format!("{name}, {}", contender.name());
+        let name = ratio::full_name(name, contender.name());
         Self { name, contender, guest, samples: Vec::new(), hangs: 0, failures: 0 }
     }
 
-    fn run_once(&mut self, limit: Duration) -> Result<()> {
-        let run = supervise::run(&mut self.contender.command(&self.guest), limit, |_| {})?;
-        match (run.outcome, sample(&run)) {
+    fn run_once(&mut self, round: usize, limit: Duration) -> Result<()> {
+        let run = supervise::watch(&mut self.contender.command(&self.guest), limit, self.guest.memory)?;
+        match (run.outcome, Sample::of(&run, round)) {
             (Outcome::TimedOut, _) => self.hangs += 1,
-            (Outcome::Exited(_), Some(sample)) => self.samples.push(sample),
-            (outcome, _) => {
+            (Outcome::Exited(_), Ok(sample)) => self.samples.push(sample),
+            (outcome, sample) => {
                 self.failures += 1;
-                eprintln!("  failed with {outcome}: {}", run.last_words().unwrap_or("without a word"));
+                let words = sample.err().or_else(|| run.last_words().map(str::to_owned));
+                eprintln!("  failed with {outcome}: {}", words.as_deref().unwrap_or("without a word"));
             }
         }
         Ok(())
@@ -227,104 +242,8 @@ impl<'a> Bench<'a> {
             runs: self.samples.len() + self.hangs + self.failures,
             hangs: self.hangs,
             failures: self.failures,
-            median: median(&self.samples),
+            median: Sample::median(&self.samples),
             samples: self.samples,
         }
-    }
-}
-
-/// What a run showed, if the guest came to its end.
-fn sample(run: &Run) -> Option<Sample> {
-    let report = Report::of(run);
-    report.entry("end")?;
-    Some(Sample {
-        init_seconds: report.entry("init")?.at.as_secs_f64(),
-        total_seconds: run.elapsed.as_secs_f64(),
-        peak_mib: run.peak_kib as f64 / 1024.0,
-        million_instructions: instructions(run),
-        register_mips: mips(&report, "loop:"),
-        memory_mips: mips(&report, "memory:"),
-    })
-}
-
-/// The speed in a line like `loop:400000000 instructions=400000000 ns=5000000000`.
-fn mips(report: &Report, work: &str) -> Option<f64> {
-    let entry = report.all("work").find(|entry| entry.value.starts_with(work))?;
-    let number = |key: &str| entry.value.split(' ').find_map(|word| word.strip_prefix(key)?.parse::<f64>().ok());
-    let (instructions, nanoseconds) = (number("instructions=")?, number("ns=")?);
-    (nanoseconds > 0.0).then(|| instructions / nanoseconds * 1000.0)
-}
-
-/// The count in the launcher's line `vmm: stats: instructions 3000000 (2.0 million/s)`.
-fn instructions(run: &Run) -> Option<f64> {
-    let count = run.errors.iter().find_map(|line| line.text.strip_prefix("vmm: stats: instructions "))?;
-    Some(count.split(' ').next()?.parse::<f64>().ok()? / 1e6)
-}
-
-/// The median of each value by itself.
-fn median(samples: &[Sample]) -> Option<Sample> {
-    let of = |value: &dyn Fn(&Sample) -> Option<f64>| middle(samples.iter().filter_map(value).collect());
-    Some(Sample {
-        init_seconds: of(&|sample| Some(sample.init_seconds))?,
-        total_seconds: of(&|sample| Some(sample.total_seconds))?,
-        peak_mib: of(&|sample| Some(sample.peak_mib))?,
-        million_instructions: of(&|sample| sample.million_instructions),
-        register_mips: of(&|sample| sample.register_mips),
-        memory_mips: of(&|sample| sample.memory_mips),
-    })
-}
-
-fn middle(mut values: Vec<f64>) -> Option<f64> {
-    values.sort_by(f64::total_cmp);
-    let upper = *values.get(values.len() / 2)?;
-    let lower = *values.get(values.len().checked_sub(1)? / 2)?;
-    Some(f64::midpoint(lower, upper))
-}
-
-fn revision(workspace: &Path) -> String {
-    let mut git = Command::new("git");
-    git.arg("-C").arg(workspace).args(["describe", "--always", "--dirty"]);
-    command::capture_text(&mut git).map_or_else(|_| "unknown".to_owned(), |text| text.trim().to_owned())
-}
-
-fn host_processor() -> String {
-    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-    name.map_or("unknown", |(_, name)| name.trim()).to_owned()
-}
-
-fn qemu_version() -> Option<String> {
-    let text = command::capture_text(Command::new(QEMU).arg("--version")).ok()?;
-    text.lines().next().map(str::to_owned)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::report::tests::run_with;
-
-    #[test]
-    fn the_median_of_an_even_number_lies_between_the_middle_two() {
-        assert_eq!(middle(vec![4.0, 1.0, 3.0, 2.0]), Some(2.5));
-        assert_eq!(middle(vec![9.0, 1.0, 3.0]), Some(3.0));
-        assert_eq!(middle(Vec::new()), None);
-    }
-
-    #[test]
-    fn speed_is_read_from_the_guests_work_line() {
-        let run = run_with(&["vmm-guest: work=loop:800 instructions=800 ns=10000"]);
-        assert_eq!(mips(&Report::of(&run), "loop:"), Some(80.0));
-    }
-
-    #[test]
-    fn the_launchers_count_of_instructions_is_read() {
-        let mut run = run_with(&["vmm: stats: instructions 3000000 (2.0 million/s)"]);
-        std::mem::swap(&mut run.console, &mut run.errors);
-        assert_eq!(instructions(&run), Some(3.0));
-    }
-
-    #[test]
-    fn a_run_that_never_came_to_its_end_gives_no_sample() {
-        assert!(sample(&run_with(&["vmm-guest: init=reached"])).is_none());
     }
 }

@@ -3,6 +3,7 @@
 //! Every boot must reach init, see its processors, memory and devices, keep time with the host, and end as it was
 //! asked. A boot that hangs is ended after its time; the output of a boot that failed is kept.
 
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use crate::report::Report;
 use crate::supervise::{self, Outcome, Run};
 
 /// `cargo xtask boot-test`.
-#[derive(Debug, Default, clap::Args)]
+#[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// Only boots whose names contain this, for example `small/microvm` or `2cpu`
     #[arg(long, value_name = "FILTER")]
@@ -44,6 +45,39 @@ pub(crate) struct Arguments {
     /// Show the guests' consoles while they run
     #[arg(long)]
     verbose: bool,
+    /// Run all of it this many times: what fails one time in twenty is found by twenty times
+    #[arg(long, value_name = "N", default_value_t = NonZeroU32::MIN)]
+    repeat: NonZeroU32,
+    /// Give every guest this many processors instead of what the matrix says
+    #[arg(long, value_name = "N")]
+    cpus: Option<NonZeroU32>,
+}
+
+impl Arguments {
+    /// The whole matrix once, with the launcher built here.
+    pub(crate) fn whole_matrix() -> Self {
+        Self::default_of("", NonZeroU32::MIN, None)
+    }
+
+    /// The small kernel's boots this many times, each guest with so many processors or as the matrix says.
+    pub(crate) fn small_kernel(repeat: NonZeroU32, cpus: Option<NonZeroU32>) -> Self {
+        Self::default_of("small/", repeat, cpus)
+    }
+
+    fn default_of(only: &str, repeat: NonZeroU32, cpus: Option<NonZeroU32>) -> Self {
+        Self {
+            only: Some(only.to_owned()),
+            every_end: false,
+            kernel: None,
+            vmm: None,
+            accel: None,
+            timeout: None,
+            qemu: false,
+            verbose: false,
+            repeat,
+            cpus,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,6 +168,17 @@ fn matrix(every_end: bool) -> Vec<Boot> {
     boots.iter().flat_map(with_ends).filter(possible).collect()
 }
 
+/// The same boots with another number of processors, each of them once.
+fn with_cpus(boots: &[Boot], cpus: u32) -> Vec<Boot> {
+    let mut changed = Vec::new();
+    for boot in boots.iter().map(|boot| Boot { cpus, ..*boot }) {
+        if !changed.contains(&boot) {
+            changed.push(boot);
+        }
+    }
+    changed
+}
+
 /// What the boots are made of; a kernel that no boot wants is not fetched.
 struct Images {
     stock: Option<(Image, usize)>,
@@ -181,7 +226,7 @@ impl Images {
 struct Verdict {
     name: String,
     problems: Vec<String>,
-    run: Option<Run>,
+    run: Run,
 }
 
 /// Runs the matrix and prints a table; fails if any boot failed.
@@ -197,6 +242,9 @@ pub(crate) fn run(arguments: &Arguments, paths: &Paths) -> Result<()> {
         // One file is either a bzImage or an ELF file.
         boots.retain(|boot| matches!(boot.kernel, Kernel::Small | Kernel::Stock));
     }
+    if let Some(cpus) = arguments.cpus {
+        boots = with_cpus(&boots, cpus.get());
+    }
     if boots.is_empty() {
         return Err(Error::Advice("no boot of the matrix has such a name".to_owned()));
     }
@@ -205,69 +253,77 @@ pub(crate) fn run(arguments: &Arguments, paths: &Paths) -> Result<()> {
     }
     let images = Images::get(paths, &boots, arguments.kernel.as_deref())?;
     let vmm = if arguments.qemu { None } else { Some(Vmm::build(paths, arguments.vmm.as_deref(), arguments.accel)?) };
-    let mut verdicts = Vec::new();
-    for boot in boots {
-        let Some((image, modules)) = images.of(boot.kernel) else { continue };
-        let verdict = one(boot, image, modules, vmm.as_ref(), arguments, paths)?;
-        println!("{}", row(&verdict));
-        for problem in &verdict.problems {
-            println!("       {problem}");
+    let stand = Stand { images, vmm, arguments, paths };
+    let (mut passed, mut failed) = (0, 0);
+    for round in 1..=arguments.repeat.get() {
+        for boot in &boots {
+            let Some(verdict) = stand.boot(*boot, round)? else { continue };
+            println!("{}", row(&verdict));
+            for problem in &verdict.problems {
+                println!("       {problem}");
+            }
+            if verdict.problems.is_empty() { passed += 1 } else { failed += 1 }
         }
-        verdicts.push(verdict);
     }
-    let failed = verdicts.iter().filter(|verdict| !verdict.problems.is_empty()).count();
-    println!("\n{} passed, {failed} failed", verdicts.len() - failed);
+    println!("\n{passed} passed, {failed} failed");
     if failed == 0 { Ok(()) } else { Err(Error::Failed(format!("{failed} boots failed"))) }
 }
 
-fn one(
-    boot: Boot,
-    image: &Image,
-    modules: usize,
-    vmm: Option<&Vmm>,
-    arguments: &Arguments,
-    paths: &Paths,
-) -> Result<Verdict> {
-    let guest = Guest {
-        machine: boot.machine,
-        image,
-        acpi: boot.kernel.acpi(),
-        cpus: boot.cpus,
-        memory: boot.kernel.memory(),
-        append: boot.end.argument().to_owned(),
-        settings: boot.kernel.settings(),
-    };
-    let mut command = vmm.map_or_else(|| launch::qemu_command(&guest), |vmm| vmm.command(&guest));
-    let limit = arguments.timeout.map_or(boot.kernel.limit(), Duration::from_secs);
-    let run = supervise::run(&mut command, limit, |line| {
-        if arguments.verbose {
-            println!("{}", line.text);
+/// What every boot has in common.
+struct Stand<'a> {
+    images: Images,
+    /// Without it QEMU boots.
+    vmm: Option<Vmm>,
+    arguments: &'a Arguments,
+    paths: &'a Paths,
+}
+
+impl Stand<'_> {
+    /// Boots and checks; nothing if there is no image of this kernel.
+    fn boot(&self, boot: Boot, round: u32) -> Result<Option<Verdict>> {
+        let Self { images, vmm, arguments, paths } = self;
+        let Some((image, modules)) = images.of(boot.kernel) else { return Ok(None) };
+        let guest = Guest {
+            machine: boot.machine,
+            image,
+            acpi: boot.kernel.acpi(),
+            cpus: boot.cpus,
+            memory: boot.kernel.memory(),
+            append: boot.end.argument().to_owned(),
+            settings: boot.kernel.settings(),
+        };
+        let mut command = vmm.as_ref().map_or_else(|| launch::qemu_command(&guest), |vmm| vmm.command(&guest));
+        let limit = arguments.timeout.map_or(boot.kernel.limit(), Duration::from_secs);
+        let run = supervise::run(&mut command, limit, |line| {
+            if arguments.verbose {
+                println!("{}", line.text);
+            }
+        })?;
+        let measured = match boot.machine {
+            Machine::NitroEnclave => Some(image::measure(&image.eif)?),
+            Machine::Microvm => None,
+        };
+        let mut problems = checks::all(&Report::of(&run), &guest, modules, measured.as_ref());
+        // QEMU's exit code is 0 for every end that the guest chose.
+        let code = vmm.as_ref().map_or(0, |_| exit_codes::expected(boot.machine, boot.end));
+        let expected = Outcome::Exited(code);
+        if run.outcome != expected {
+            problems.push(format!("it ended with {}, expected {expected} for a {}", run.outcome, boot.end.name()));
+            problems.extend(run.last_words().map(|words| format!("its last words: {words}")));
         }
-    })?;
-    let measured = match boot.machine {
-        Machine::NitroEnclave => Some(image::measure(&image.eif)?),
-        Machine::Microvm => None,
-    };
-    let mut problems = checks::all(&Report::of(&run), &guest, modules, measured.as_ref());
-    // QEMU's exit code is 0 for every end that the guest chose.
-    let code = vmm.map_or(0, |_| exit_codes::expected(boot.machine, boot.end));
-    let expected = Outcome::Exited(code);
-    if run.outcome != expected {
-        problems.push(format!("it ended with {}, expected {expected} for a {}", run.outcome, boot.end.name()));
-        problems.extend(run.last_words().map(|words| format!("its last words: {words}")));
+        if !problems.is_empty() {
+            let log = keep(paths, boot, round, &shown(&command), &run)?;
+            problems.push(format!("output kept in {}", log.display()));
+        }
+        Ok(Some(Verdict { name: boot.name(), problems, run }))
     }
-    if !problems.is_empty() {
-        let log = keep(paths, boot, &shown(&command), &run)?;
-        problems.push(format!("output kept in {}", log.display()));
-    }
-    Ok(Verdict { name: boot.name(), problems, run: Some(run) })
 }
 
 /// Writes the console and the launcher's own words to a file.
-fn keep(paths: &Paths, boot: Boot, command: &str, run: &Run) -> Result<PathBuf> {
+fn keep(paths: &Paths, boot: Boot, round: u32, command: &str, run: &Run) -> Result<PathBuf> {
     let directory = paths.target.join("boot-test");
     paths::create_directory(&directory)?;
-    let path = directory.join(format!("{}.log", boot.name().replace('/', "-")));
+    let path = directory.join(format!("{}-{round}.log", boot.name().replace('/', "-")));
     let mut text = format!("$ {command}\n");
     for line in &run.console {
         text.push_str(&format!("[{:8.3}] {}\n", line.at.as_secs_f64(), line.text));
@@ -282,12 +338,11 @@ fn keep(paths: &Paths, boot: Boot, command: &str, run: &Run) -> Result<PathBuf> 
 
 fn row(verdict: &Verdict) -> String {
     let outcome = if verdict.problems.is_empty() { "ok    " } else { "FAILED" };
-    let times = verdict.run.as_ref().map(|run| {
-        let init =
-            Report::of(run).entry("init").map_or("    -".to_owned(), |entry| format!("{:5.1}", entry.at.as_secs_f64()));
-        format!("init {init} s  end {:5.1} s  {:4} MiB", run.elapsed.as_secs_f64(), run.peak_kib / 1024)
-    });
-    format!("{outcome} {:<40} {}", verdict.name, times.unwrap_or_default())
+    let run = &verdict.run;
+    let init =
+        Report::of(run).entry("init").map_or("    -".to_owned(), |entry| format!("{:5.1}", entry.at.as_secs_f64()));
+    let (end, peak) = (run.elapsed.as_secs_f64(), run.peak_kib / 1024);
+    format!("{outcome} {:<40} init {init} s  end {end:5.1} s  {peak:4} MiB", verdict.name)
 }
 
 #[cfg(test)]
@@ -305,6 +360,13 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn another_number_of_processors_leaves_no_boot_twice() {
+        let boots = with_cpus(&matrix(true), 4);
+        assert!(boots.iter().all(|boot| boot.cpus == 4));
+        assert_eq!(boots.len(), 2 * 3 + 4 * 2);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Everything that must hold before a change lands, in one command that reports all failures at once.
 
+use std::num::NonZeroU32;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -15,10 +16,14 @@ const BLESS: &str = "VMM_BLESS";
 /// The package that compares our EIF reader with AWS's own; a workspace of its own, since it builds for minutes.
 const AWS_EIF: &str = "tests/aws-eif/Cargo.toml";
 
+/// The small kernel's four boots again and again, 20 in all: how often, and with how many processors each.
+const REPEATED_BOOTS: [(&str, NonZeroU32, Option<NonZeroU32>); 2] =
+    [("boots x3", NonZeroU32::new(3).unwrap(), None), ("4-cpu x2", NonZeroU32::new(2).unwrap(), NonZeroU32::new(4))];
+
 /// `cargo xtask ci`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Also compare our EIF reader with AWS's own crate
+    /// Also compare our EIF reader with AWS's own crate, and boot the small kernel again and again
     #[arg(long)]
     long: bool,
     /// Leave the boots out, for machines on which no guest kernel can be had
@@ -53,7 +58,13 @@ pub(crate) fn run(arguments: &Arguments, paths: &Paths) -> Result<()> {
         steps.push(step("aws-eif", || announce_and_run(&mut test)));
     }
     if !arguments.no_boot {
-        steps.push(step("boot-test", || boot_test::run(&boot_test::Arguments::default(), paths)));
+        steps.push(step("boot-test", || boot_test::run(&boot_test::Arguments::whole_matrix(), paths)));
+    }
+    if arguments.long && !arguments.no_boot {
+        for (name, repeat, cpus) in REPEATED_BOOTS {
+            let boots = boot_test::Arguments::small_kernel(repeat, cpus);
+            steps.push(step(name, || boot_test::run(&boots, paths)));
+        }
     }
     summarize(&steps)
 }

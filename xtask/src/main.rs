@@ -17,6 +17,7 @@ mod launch;
 mod paths;
 mod progress;
 mod report;
+mod resident;
 mod supervise;
 
 use std::process::ExitCode;

@@ -17,6 +17,8 @@ pub(crate) struct Entry {
     pub(crate) at: Duration,
     /// When it came, by the host's clock.
     pub(crate) time: SystemTime,
+    /// The launcher's processor time by then.
+    pub(crate) cpu: Duration,
 }
 
 /// Everything that init said in one run.
@@ -56,7 +58,7 @@ impl Report {
 fn parse(line: &Line) -> Option<Entry> {
     let (_, entry) = line.text.split_once(PREFIX)?;
     let (key, value) = entry.split_once('=')?;
-    Some(Entry { key: key.to_owned(), value: value.trim_end().to_owned(), at: line.at, time: line.time })
+    Some(Entry { key: key.to_owned(), value: value.trim_end().to_owned(), at: line.at, time: line.time, cpu: line.cpu })
 }
 
 #[cfg(test)]
@@ -67,8 +69,19 @@ pub(crate) mod tests {
     /// A run of one second that wrote these lines at its start, now.
     pub(crate) fn run_with(lines: &[&str]) -> Run {
         let time = SystemTime::now();
-        let console = lines.iter().map(|text| Line { at: Duration::ZERO, time, text: (*text).to_owned() }).collect();
-        Run { console, errors: Vec::new(), outcome: Outcome::Exited(0), elapsed: Duration::from_secs(1), peak_kib: 1 }
+        let console = lines
+            .iter()
+            .map(|text| Line { at: Duration::ZERO, time, cpu: Duration::ZERO, text: (*text).to_owned() })
+            .collect();
+        Run {
+            console,
+            errors: Vec::new(),
+            outcome: Outcome::Exited(0),
+            elapsed: Duration::from_secs(1),
+            cpu: Duration::from_secs(1),
+            peak_kib: 1,
+            above_guest_kib: None,
+        }
     }
 
     #[test]

@@ -29,6 +29,12 @@ impl Console {
         Self { file }
     }
 
+    /// A console that takes every line and shows none.
+    #[cfg(test)]
+    pub(crate) fn nowhere() -> Self {
+        Self { file: None }
+    }
+
     /// Keeps the kernel's own messages below "error" off the console, so that they do not split our lines.
     pub(crate) fn quiet_kernel(&mut self) {
         // Without /proc the lines may be split, which is no reason to stop.

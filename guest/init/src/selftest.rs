@@ -4,7 +4,7 @@
 //! processor, signals that interrupt arithmetic, processes. About 20 million instructions in all, so that it stays
 //! bearable on an interpreter.
 
-mod arithmetic;
+pub(crate) mod arithmetic;
 mod concurrency;
 mod signals;
 

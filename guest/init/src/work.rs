@@ -1,99 +1,110 @@
-//! Work with a known number of instructions, for benchmarks of the processor.
+//! Work for benchmarks, whose results are checked and whose time is taken by the guest's own clock.
 //!
-//! `vmm.work=loop:N` runs N instructions of register arithmetic, `vmm.work=memory:N` N instructions of which every
-//! third touches memory. A comma separates several.
+//! `vmm.work=NAME:N`, a comma between several, does the work of that name N times over:
+//! - `loop`, `memory`: N instructions of register arithmetic, or with memory ([`loops`]); reported as
+//!   `work=loop:N instructions=N ns=T`.
+//! - `compress`, `sort`, `parse`: programs of integer code ([`integer`]).
+//! - `sha256`, `aes`, `copy`, `matrix`, `bodies`: SIMD, cryptography, moves and floating point ([`vector`]).
+//! - `spawn`, `pipe`: processes and context switches ([`processes`]).
+//! - `parallel`: arithmetic split over all processors ([`parallel`]).
+//!
+//! All but the loops are reported as `work_start=NAME` and `work.NAME=SECONDS`, so that the host can time them too: a guest whose
+//! clock counts ticks loses time on a busy host. What goes wrong, a wrong result too, is reported as `work_error=...`.
 
-use std::arch::asm;
+mod integer;
+mod loops;
+mod parallel;
+mod processes;
+mod vector;
+
+use std::fmt::Debug;
 use std::time::Instant;
 
 use crate::console::Console;
 
-/// Instructions in one round of either loop, the two that close it included.
-const ROUND: u64 = 8;
+pub(crate) use processes::TRUE_ARGUMENT;
 
-/// Bytes that the memory loop walks over, a power of two: more than a first-level cache, less than a TLB covers.
-const MEMORY_BYTES: usize = 1 << 18;
+/// A program that prepares, and then does its work so many times by a stopwatch.
+type Program = fn(&mut Stopwatch, u32) -> Result<(), String>;
 
-/// Runs what the command line asks for and reports instructions and nanoseconds of each.
+/// Every program by its name.
+const PROGRAMS: [(&str, Program); 11] = [
+    ("compress", integer::compress),
+    ("sort", integer::sort),
+    ("parse", integer::parse),
+    ("sha256", vector::sha256),
+    ("aes", vector::aes),
+    ("copy", vector::copy),
+    ("matrix", vector::matrix),
+    ("bodies", vector::bodies),
+    ("spawn", processes::spawn),
+    ("pipe", processes::pipe),
+    ("parallel", parallel::split),
+];
+
+/// Does what the command line asks for, in that order.
 pub(crate) fn run(console: &mut Console, wanted: Option<&str>) {
     for item in wanted.into_iter().flat_map(|list| list.split(',')) {
-        let Some((name, rounds)) = parse(item) else {
-            console.report("work_error", format_args!("{item} is unknown"));
-            continue;
-        };
-        let start = Instant::now();
-        match name {
-            Kind::Loop => register_loop(rounds),
-            Kind::Memory => memory_loop(rounds),
+        if let Err(error) = one(console, item) {
+            console.report("work_error", format_args!("{item}: {error}"));
         }
-        let nanoseconds = start.elapsed().as_nanos();
-        console.report("work", format_args!("{item} instructions={} ns={nanoseconds}", rounds.saturating_mul(ROUND)));
     }
 }
 
-#[derive(Debug, PartialEq, Eq)]
-enum Kind {
-    Loop,
-    Memory,
-}
-
-/// The kind of work and its rounds, at least one.
-fn parse(item: &str) -> Option<(Kind, u64)> {
-    let (name, instructions) = item.split_once(':')?;
-    let rounds = (instructions.parse::<u64>().ok()? / ROUND).max(1);
-    match name {
-        "loop" => Some((Kind::Loop, rounds)),
-        "memory" => Some((Kind::Memory, rounds)),
+fn one(console: &mut Console, item: &str) -> Result<(), String> {
+    let (name, amount) = item.split_once(':').ok_or("there is no amount")?;
+    let amount: u64 = amount.parse().map_err(|_| "the amount is no number")?;
+    let counted = match name {
+        "loop" => Some(loops::register as fn(u64) -> u64),
+        "memory" => Some(loops::memory as fn(u64) -> u64),
         _ => None,
+    };
+    if let Some(counted) = counted {
+        let start = Instant::now();
+        let instructions = counted(amount);
+        let nanoseconds = start.elapsed().as_nanos();
+        console.report("work", format_args!("{item} instructions={instructions} ns={nanoseconds}"));
+        return Ok(());
+    }
+    let (_, program) = PROGRAMS.iter().find(|(known, _)| *known == name).ok_or("it is unknown")?;
+    let amount = u32::try_from(amount).map_err(|_| "the amount is too large")?;
+    program(&mut Stopwatch { name, console }, amount)
+}
+
+/// Times the work of one program.
+struct Stopwatch<'a> {
+    name: &'a str,
+    console: &'a mut Console,
+}
+
+impl Stopwatch<'_> {
+    /// Does `once` so many times and reports how long all of them took. Each must come to the expected result.
+    fn repeat<T: PartialEq + Debug>(
+        &mut self,
+        times: u32,
+        expected: T,
+        mut once: impl FnMut() -> T,
+    ) -> Result<(), String> {
+        self.console.report("work_start", self.name);
+        // The line must be out, or the work would wait for the serial line.
+        self.console.drain();
+        let start = Instant::now();
+        for _ in 0..times {
+            let found = once();
+            if found != expected {
+                return Err(format!("found {found:x?}, expected {expected:x?}"));
+            }
+        }
+        self.console.report(&format!("work.{}", self.name), format_args!("{:.6}", start.elapsed().as_secs_f64()));
+        Ok(())
     }
 }
 
-#[expect(unsafe_code, reason = "only assembly has a known number of instructions")]
-fn register_loop(rounds: u64) {
-    // SAFETY: it changes the named registers and flags, and touches no memory and no stack.
-    unsafe {
-        asm!(
-            "2:",
-            "add {a}, {b}",
-            "rol {a}, 7",
-            "xor {b}, {a}",
-            "lea {c}, [{a} + {b} * 4]",
-            "sub {b}, {c}",
-            "and {c}, 0xff",
-            "dec {rounds}",
-            "jnz 2b",
-            a = inout(reg) 0x0123_4567_89ab_cdef_u64 => _,
-            b = inout(reg) 0xfedc_ba98_7654_3210_u64 => _,
-            c = out(reg) _,
-            rounds = inout(reg) rounds => _,
-            options(nomem, nostack),
-        );
-    }
-}
-
-#[expect(unsafe_code, reason = "only assembly has a known number of instructions")]
-fn memory_loop(rounds: u64) {
-    let mut memory = vec![0_u8; MEMORY_BYTES];
-    // SAFETY: the offset is masked to a multiple of 8 below MEMORY_BYTES, so each 8-byte access stays in `memory`.
-    unsafe {
-        asm!(
-            "2:",
-            "add {a}, 4168",
-            "and {a}, {mask}",
-            "mov {b}, [{base} + {a}]",
-            "add {b}, {a}",
-            "mov [{base} + {a}], {b}",
-            "cmp [{base} + {a}], {b}",
-            "dec {rounds}",
-            "jnz 2b",
-            a = inout(reg) 0_u64 => _,
-            b = out(reg) _,
-            mask = in(reg) (MEMORY_BYTES - 8) as u64,
-            base = in(reg) memory.as_mut_ptr(),
-            rounds = inout(reg) rounds => _,
-            options(nostack),
-        );
-    }
+/// A checksum of bytes that takes few instructions: eight at a time.
+fn checksum(bytes: &[u8]) -> u64 {
+    let (words, rest) = bytes.as_chunks::<8>();
+    let start = rest.iter().fold(bytes.len() as u64, |sum, byte| (sum << 8) | u64::from(*byte));
+    words.iter().fold(start, |sum, word| sum.rotate_left(5).wrapping_add(u64::from_le_bytes(*word)))
 }
 
 #[cfg(test)]
@@ -101,15 +112,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn work_is_parsed_into_rounds_of_eight() {
-        assert_eq!(parse("loop:800"), Some((Kind::Loop, 100)));
-        assert_eq!(parse("memory:1"), Some((Kind::Memory, 1)));
-        assert_eq!(parse("sleep:1"), None);
+    fn every_program_comes_to_its_result_on_a_real_processor() {
+        // The others start this program again, which a test is not.
+        let programs = PROGRAMS.iter().filter(|(name, _)| *name != "spawn");
+        let wrong: Vec<String> = programs
+            .filter_map(|(name, program)| {
+                Some(format!(
+                    "{name}: {}",
+                    program(&mut Stopwatch { name, console: &mut Console::nowhere() }, 1).err()?
+                ))
+            })
+            .collect();
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     }
 
     #[test]
-    fn both_loops_end() {
-        register_loop(1000);
-        memory_loop(100_000);
+    fn a_wrong_result_is_an_error() {
+        let mut results = [7, 7, 8].into_iter();
+        let mut watch = Stopwatch { name: "none", console: &mut Console::nowhere() };
+        assert_eq!(watch.repeat(3, Some(7), || results.next()), Err("found Some(8), expected Some(7)".to_owned()));
+    }
+
+    #[test]
+    fn a_checksum_tells_order_and_length() {
+        assert_ne!(checksum(b"0123456789abcdef"), checksum(b"89abcdef01234567"));
+        assert_ne!(checksum(b"\0\0"), checksum(b"\0"));
     }
 }

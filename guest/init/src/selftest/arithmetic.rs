@@ -5,15 +5,15 @@ use std::hint::black_box;
 use super::expect;
 
 /// The results below were computed by these same functions on a real processor; the unit tests hold that.
-const INTEGER_RESULT: u64 = 0x4e94_369a_5f69_9e2b;
+pub(crate) const INTEGER_RESULT: u64 = 0x4e94_369a_5f69_9e2b;
 const FLOAT_RESULT: u64 = 0x9a22992c57cfc317;
 const MEMORY_RESULT: u64 = 0xbbd41900cb5e1d4d;
 
 /// A 64-bit linear congruential generator (Knuth's MMIX constants).
-pub(super) struct Generator(pub(super) u64);
+pub(crate) struct Generator(pub(crate) u64);
 
 impl Generator {
-    pub(super) fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         self.0
     }
@@ -71,7 +71,7 @@ pub(super) fn sort() -> Result<(), String> {
     expect("order", numbers.is_sorted(), true)
 }
 
-pub(super) fn integer_checksum() -> u64 {
+pub(crate) fn integer_checksum() -> u64 {
     let mut generator = Generator(1);
     let mut sum = 0_u64;
     for round in 1..=100_000_u64 {
