@@ -10,9 +10,9 @@
 //! Both go over the file once, from anything that is `Read + Seek`, and allocate nothing that the file's real size does
 //! not bear out. The checksum and the measurements are taken while the bytes pass by. [`Writer`] makes images.
 //!
-//! Deliberately missing: making and verifying signatures (the signature section is kept as bytes, and its certificate is
-//! measured), and commands with the surface of AWS's own tools.
-
+//! [`resign`] replaces a signature, [`judge`] says what other readers make of an image. With the feature `signing`, the module
+//! `signing` makes and verifies signatures, and `nitro_cli` has the objects that AWS's command prints. Without it, a signature
+//! section is kept as bytes, and its certificate is measured.
 //!
 //! ```
 //! let image = eif::Writer::new(b"a bzImage".to_vec(), "console=ttyS0")
@@ -36,7 +36,14 @@ mod header;
 mod layout;
 mod measure;
 mod metadata;
+#[cfg(feature = "signing")]
+pub mod nitro_cli;
+mod pem;
+mod readers;
+mod resign;
 mod signature;
+#[cfg(feature = "signing")]
+pub mod signing;
 mod stream;
 mod warning;
 mod writer;
@@ -49,8 +56,10 @@ pub use header::{
     SectionKind, is_eif,
 };
 pub use layout::Section;
-pub use measure::{Digest, Measurements, extend};
-pub use metadata::{BuildMetadata, Metadata};
+pub use measure::{Digest, Measurements, extend, pcr_of};
+pub use metadata::{BuildMetadata, Metadata, rfc3339};
+pub use readers::{Judgement, QEMU, judge};
+pub use resign::{ResignError, resign};
 pub use signature::{MAX_SIGNATURE_SIZE, SignatureError, SigningEntry};
 pub use warning::Warning;
 pub use writer::{WriteError, Writer};

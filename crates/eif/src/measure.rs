@@ -1,5 +1,7 @@
 //! Measurements: what the hypervisor writes into the PCRs, computed while the sections pass by.
 
+use std::io::{self, Read};
+
 use serde::{Serialize, Serializer};
 use sha2::{Digest as _, Sha384};
 
@@ -9,6 +11,20 @@ pub type Digest = [u8; 48];
 /// The value of a PCR after `data` was extended into `old`: `SHA384(old || data)`.
 pub fn extend(old: &Digest, data: &[u8]) -> Digest {
     Sha384::new().chain_update(old).chain_update(data).finalize().into()
+}
+
+/// The PCR of a whole file, as `nitro-cli pcr --input` has it: the file's digest, extended into 48 zero bytes.
+pub fn pcr_of(mut file: impl Read) -> io::Result<Digest> {
+    let mut hasher = Sha384::new();
+    let mut buffer = vec![0; 128 << 10];
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(extend(&[0; 48], &hasher.finalize())),
+            Ok(size) => hasher.update(&buffer[..size]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// The measurements of an image. Each is a digest extended once into 48 zero bytes.

@@ -71,6 +71,22 @@ impl Metadata {
     }
 }
 
+/// Seconds since 1970 in the form of [`BuildMetadata::build_time`], in UTC.
+pub fn rfc3339(seconds: u64) -> String {
+    let (days, rest) = (seconds / 86400, seconds % 86400);
+    // Civil calendar from days since 1970, in eras of 400 years that start in March.
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}+00:00")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,6 +107,19 @@ mod tests {
         assert!(Metadata::parse(json.to_string().as_bytes()).is_ok());
         json.as_object_mut().unwrap().remove("DockerInfo");
         assert!(Metadata::parse(json.to_string().as_bytes()).unwrap_err().contains("DockerInfo"));
+    }
+
+    #[test]
+    fn seconds_become_dates_across_leap_years() {
+        for (seconds, date) in [
+            (0, "1970-01-01T00:00:00+00:00"),
+            (951_782_399, "2000-02-28T23:59:59+00:00"),
+            (951_782_400, "2000-02-29T00:00:00+00:00"),
+            (1_709_251_200, "2024-03-01T00:00:00+00:00"),
+            (4_294_967_295, "2106-02-07T06:28:15+00:00"),
+        ] {
+            assert_eq!(rfc3339(seconds), date);
+        }
     }
 
     #[test]

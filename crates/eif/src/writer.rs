@@ -8,6 +8,7 @@ use crate::header::{
     CRC_OFFSET, CURRENT_VERSION, HEADER_SIZE, Header, MAGIC, MAX_SECTIONS, SECTION_HEADER_SIZE, SectionHeader,
     SectionKind,
 };
+use crate::measure::{Measurements, Measurer};
 use crate::metadata::Metadata;
 
 /// Why an image cannot be written.
@@ -27,7 +28,7 @@ pub enum WriteError {
     Io(#[from] io::Error),
 }
 
-/// Builds an x86-64 image of version 4. What it writes, [`BootImage::read`](crate::BootImage::read) takes without a
+/// Builds an image of version 4, for x86-64 unless its flags say otherwise. What it writes, [`BootImage::read`](crate::BootImage::read) takes without a
 /// warning, as long as the metadata and the signature given to it are well-formed.
 #[derive(Debug, Clone)]
 pub struct Writer {
@@ -36,6 +37,7 @@ pub struct Writer {
     metadata: Vec<u8>,
     ramdisks: Vec<Vec<u8>>,
     signature: Option<Vec<u8>>,
+    flags: u16,
 }
 
 impl Writer {
@@ -47,6 +49,7 @@ impl Writer {
             metadata: Metadata::new("unnamed", "0").to_json(),
             ramdisks: Vec::new(),
             signature: None,
+            flags: 0,
         }
     }
 
@@ -71,10 +74,29 @@ impl Writer {
         self
     }
 
+    /// Sets the header's flags, such as [`FLAG_AARCH64`](crate::FLAG_AARCH64).
+    #[must_use]
+    pub fn flags(mut self, flags: u16) -> Self {
+        self.flags = flags;
+        self
+    }
+
+    /// The measurements of the image without its signature: PCR8 is `None`.
+    pub fn measurements(&self) -> Measurements {
+        let mut measurer = Measurer::default();
+        measurer.update(&self.kernel);
+        measurer.update(self.cmdline.as_bytes());
+        for ramdisk in &self.ramdisks {
+            measurer.begin_ramdisk();
+            measurer.update_ramdisk(ramdisk);
+        }
+        measurer.measurements()
+    }
+
     /// Writes the image.
     pub fn write_to(&self, output: &mut impl Write) -> Result<(), WriteError> {
         let sections = self.sections()?;
-        output.write_all(&header_of(&sections).to_bytes())?;
+        output.write_all(&header_of(&sections, self.flags).to_bytes())?;
         for (header, data) in sections {
             output.write_all(&header.to_bytes())?;
             output.write_all(data)?;
@@ -113,11 +135,11 @@ impl Writer {
 }
 
 /// The header of an image of at most [`MAX_SECTIONS`] sections that follow each other without gaps.
-fn header_of(sections: &[(SectionHeader, &[u8])]) -> Header {
+fn header_of(sections: &[(SectionHeader, &[u8])], flags: u16) -> Header {
     let mut header = Header {
         magic: MAGIC,
         version: CURRENT_VERSION,
-        flags: 0,
+        flags,
         default_memory: 1 << 30,
         default_cpus: 2,
         reserved: 0,

@@ -1,0 +1,168 @@
+//! The command line's grammar. `eif man` and `eif completions` are made from it.
+
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done; verify: the image is right; diff: both measure the same
+  1  failed; the reason is on standard error
+  2  the command line is wrong
+  3  verify: the image is not right; diff: the images measure differently";
+
+/// Makes, describes, measures, signs and compares AWS Nitro Enclave images (EIF).
+#[derive(Debug, Clone, Parser)]
+#[command(name = "eif", version, max_term_width = 120, after_help = EXIT_CODES)]
+pub struct CommandLine {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Prints JSON in place of a table
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// What to do.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Says what an image is, with its measurements; the JSON is that of `nitro-cli describe-eif`
+    Describe(DescribeArgs),
+    /// Checks an image and its signature, and says which readers take it
+    Verify(VerifyArgs),
+    /// Measures a file or a signing certificate, as `nitro-cli pcr` does
+    Pcr(PcrArgs),
+    /// Signs an image, in place of any signature that it has
+    Sign(SignArgs),
+    /// Writes an image's parts into a directory
+    Extract(ExtractArgs),
+    /// Makes an image
+    Build(BuildArgs),
+    /// Prints a completion script for a shell
+    Completions(CompletionsArgs),
+    /// Prints the manual page, in roff
+    Man,
+}
+
+/// Arguments of `eif describe`.
+#[derive(Debug, Clone, Args)]
+pub struct DescribeArgs {
+    /// The image
+    pub file: PathBuf,
+}
+
+/// Arguments of `eif verify`.
+#[derive(Debug, Clone, Args)]
+pub struct VerifyArgs {
+    /// The image
+    pub file: PathBuf,
+    /// Certificates, PEM, at one of which the signature's chain must end
+    #[arg(long, value_name = "PEM")]
+    pub root: Option<PathBuf>,
+    /// Fails if the image is not signed
+    #[arg(long)]
+    pub require_signature: bool,
+}
+
+/// Arguments of `eif pcr`.
+#[derive(Debug, Clone, Args)]
+#[command(group = ArgGroup::new("what").required(true))]
+pub struct PcrArgs {
+    /// The file whose bytes are measured
+    #[arg(long, value_name = "FILE", group = "what")]
+    pub input: Option<PathBuf>,
+    /// The certificate, PEM, whose PCR8 is printed
+    #[arg(long, value_name = "PEM", group = "what")]
+    pub signing_certificate: Option<PathBuf>,
+}
+
+/// Arguments of `eif sign`.
+#[derive(Debug, Clone, Args)]
+#[command(group = ArgGroup::new("how").required(true))]
+pub struct SignArgs {
+    /// The image
+    pub file: PathBuf,
+    /// The certificate, PEM
+    #[arg(long, value_name = "PEM")]
+    pub signing_certificate: PathBuf,
+    /// The private key, PEM, of P-256, P-384 or P-521
+    #[arg(long, value_name = "PEM", group = "how")]
+    pub private_key: Option<PathBuf>,
+    /// Writes the bytes that a key kept elsewhere is to sign, and leaves the image alone
+    #[arg(long, value_name = "FILE", group = "how")]
+    pub emit: Option<PathBuf>,
+    /// Takes the signature over those bytes, DER or r and s, and puts it into the image
+    #[arg(long, value_name = "FILE", group = "how")]
+    pub signature: Option<PathBuf>,
+    /// Where the signed image goes, by default in place of the image
+    #[arg(long, short, value_name = "FILE", conflicts_with = "emit")]
+    pub output: Option<PathBuf>,
+}
+
+/// Arguments of `eif extract`.
+#[derive(Debug, Clone, Args)]
+pub struct ExtractArgs {
+    /// The image
+    pub file: PathBuf,
+    /// The directory, made if it is not there
+    #[arg(long, short, value_name = "DIRECTORY")]
+    pub output: PathBuf,
+}
+
+/// Arguments of `eif build`.
+#[derive(Debug, Clone, Args)]
+pub struct BuildArgs {
+    /// The kernel, a bzImage
+    #[arg(long, value_name = "FILE")]
+    pub kernel: PathBuf,
+    /// The kernel's command line
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub cmdline: String,
+    /// A ramdisk, used as it is; may be repeated
+    #[arg(long, value_name = "FILE", required = true)]
+    pub ramdisk: Vec<PathBuf>,
+    /// The image's name, by default that of the output
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// The image's version
+    #[arg(long, value_name = "VERSION", default_value = "1.0")]
+    pub image_version: String,
+    /// The kernel's version, for the metadata
+    #[arg(long, value_name = "VERSION", default_value = "Unknown")]
+    pub kernel_version: String,
+    /// A JSON object of your own for the metadata
+    #[arg(long, value_name = "FILE")]
+    pub metadata: Option<PathBuf>,
+    /// Says that the image is for aarch64
+    #[arg(long)]
+    pub aarch64: bool,
+    /// The certificate, PEM, to sign with
+    #[arg(long, value_name = "PEM", requires = "private_key")]
+    pub signing_certificate: Option<PathBuf>,
+    /// The private key, PEM, to sign with
+    #[arg(long, value_name = "PEM", requires = "signing_certificate")]
+    pub private_key: Option<PathBuf>,
+    /// Where the image goes
+    #[arg(long, short, value_name = "FILE")]
+    pub output: PathBuf,
+}
+
+/// Arguments of `eif completions`.
+#[derive(Debug, Clone, Args)]
+pub struct CompletionsArgs {
+    /// The shell
+    pub shell: clap_complete::Shell,
+}
+
+impl CommandLine {
+    /// Parses this process's arguments. Answers `--help` and `--version` itself, and ends the process for a wrong grammar with
+    /// code 2.
+    pub fn parse_arguments() -> Self {
+        Self::parse()
+    }
+
+    /// The grammar, for completions and the manual page.
+    pub(crate) fn grammar() -> clap::Command {
+        Self::command()
+    }
+}

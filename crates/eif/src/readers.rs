@@ -1,0 +1,136 @@
+//! What the other public readers make of an image, each by its own rules.
+//!
+//! Modelled are QEMU 10.0 (`hw/core/eif.c`), which follows the header's table, AWS's crate 0.8 (`EifReader`), which follows
+//! the file from section to section and does not look at the table, and what AWS's service is known to refuse besides.
+//!
+//! Deliberately missing: QEMU's check of the signing certificate with GnuTLS; ours is taken for it.
+
+use std::io::{self, Read, Seek, SeekFrom};
+
+use serde::Serialize;
+
+use crate::description::Description;
+use crate::error::Error;
+use crate::header::{HEADER_SIZE, SECTION_HEADER_SIZE, SectionHeader, SectionKind};
+use crate::warning::Warning;
+
+/// More sections than this are not followed; no image that is meant to be read has so many.
+const MOST_SECTIONS: usize = 4096;
+
+/// The name of QEMU's reader. It refuses images that AWS runs, such as those with a PCIe flag.
+pub const QEMU: &str = "QEMU 10.0";
+
+/// What one reader makes of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Judgement {
+    /// The reader's name.
+    pub reader: &'static str,
+    /// Whether it takes the image.
+    pub accepts: bool,
+    /// Why not; or, if it does, what it does not notice.
+    pub reasons: Vec<String>,
+}
+
+impl Judgement {
+    fn of(reader: &'static str, refusals: Vec<String>, remarks: Vec<String>) -> Self {
+        let accepts = refusals.is_empty();
+        Self { reader, accepts, reasons: if accepts { remarks } else { refusals } }
+    }
+}
+
+/// What each reader makes of an image that can be described. Only section headers are read.
+pub fn judge<R: Read + Seek>(image: R, description: &Description) -> io::Result<Vec<Judgement>> {
+    Ok(vec![ours(description), qemu(description), aws_crate(image, description)?, aws_service(description)])
+}
+
+fn ours(description: &Description) -> Judgement {
+    let refusals = description.refusals.iter().map(ToString::to_string).collect();
+    let remarks = description.warnings.iter().map(ToString::to_string).collect();
+    Judgement::of("vmm", refusals, remarks)
+}
+
+fn qemu(description: &Description) -> Judgement {
+    let mut refusals: Vec<String> = description
+        .refusals
+        .iter()
+        // It hands the command line on as bytes.
+        .filter(|refusal| !matches!(refusal, Error::CmdlineNotText { .. } | Error::Architecture { .. }))
+        .map(ToString::to_string)
+        .collect();
+    if description.header.flags != 0 {
+        refusals.push(format!("the header's flags are {:#06x}, expected 0", description.header.flags));
+    }
+    for (index, section) in description.sections.iter().enumerate().filter(|(_, section)| section.flags != 0) {
+        refusals.push(format!("the flags of section {index} are {:#06x}, expected 0", section.flags));
+    }
+    Judgement::of(QEMU, refusals, Vec::new())
+}
+
+fn aws_crate<R: Read + Seek>(mut image: R, description: &Description) -> io::Result<Judgement> {
+    let (mut refusals, mut remarks) = (Vec::new(), Vec::new());
+    let mut walked = Vec::new();
+    let mut offset = HEADER_SIZE as u64;
+    // It takes whatever is too short for a section header as the end of the file.
+    while description.file_size.saturating_sub(offset) >= SECTION_HEADER_SIZE as u64 {
+        let mut bytes = [0; SECTION_HEADER_SIZE];
+        image.seek(SeekFrom::Start(offset))?;
+        image.read_exact(&mut bytes)?;
+        let SectionHeader { kind, size, .. } = SectionHeader::from_bytes(&bytes);
+        if matches!(kind, SectionKind::Invalid | SectionKind::Unknown(_)) {
+            refusals.push(format!("what it takes for a section at offset {offset:#x} is of type {kind}"));
+            break;
+        }
+        let data = offset + SECTION_HEADER_SIZE as u64;
+        if size > description.file_size - data {
+            refusals.push(format!(
+                "what it takes for a section at offset {offset:#x} has {} bytes before the file ends, expected {size}",
+                description.file_size - data
+            ));
+            break;
+        }
+        walked.push(offset);
+        offset = data + size;
+        if walked.len() == MOST_SECTIONS {
+            refusals.push(format!("there are more than {MOST_SECTIONS} sections"));
+            break;
+        }
+    }
+    for refusal in &description.refusals {
+        match refusal {
+            Error::Signature { .. } => refusals.push(refusal.to_string()),
+            Error::Crc { .. } => remarks.push(format!("it reports, and does not refuse, that {refusal}")),
+            Error::StaleSize { .. } => remarks.push("it does not notice sizes in the header that are stale".to_owned()),
+            Error::MissingSection { .. } | Error::SecondSection { .. } => {
+                remarks.push(format!("it does not notice that {refusal}"));
+            }
+            _ => (),
+        }
+    }
+    for warning in &description.warnings {
+        if let Warning::MetadataUnreadable { reason } = warning {
+            refusals.push(format!("the metadata cannot be read: {reason}"));
+        }
+    }
+    let table: Vec<u64> = description.sections.iter().map(|section| section.offset).collect();
+    if refusals.is_empty() && walked != table {
+        remarks.push("it finds other sections, or the same in another order, and measures those".to_owned());
+    }
+    Ok(Judgement::of("AWS's crate 0.8", refusals, remarks))
+}
+
+fn aws_service(description: &Description) -> Judgement {
+    let mut refusals = Vec::new();
+    for refusal in &description.refusals {
+        // Both architectures and every version with a checksum run there.
+        if !matches!(refusal, Error::Architecture { .. } | Error::Version { .. }) {
+            refusals.push(refusal.to_string());
+        }
+    }
+    for warning in &description.warnings {
+        if matches!(warning, Warning::NoMetadata | Warning::RamdiskBeforeKernel { .. }) {
+            refusals.push(warning.to_string());
+        }
+    }
+    Judgement::of("AWS Nitro Enclaves", refusals, Vec::new())
+}
