@@ -97,7 +97,7 @@ mod tests {
         let section = SigningEntry::encode(pem, b"cose").unwrap();
         let entry = SigningEntry::decode(&section).unwrap();
         assert_eq!((&*entry.certificate_der, &*entry.cose_sign1), (&[0x30, 3, 2, 1, 5][..], &b"cose"[..]));
-        assert!(matches!(SigningEntry::encode(&[b'a'; 20000], b""), Err(SignatureError::TooLong { found: 40049 })));
+        assert!(matches!(SigningEntry::encode(&[b'a'; 20000], b""), Err(SignatureError::TooLong { .. })));
     }
 
     #[test]
