@@ -36,8 +36,10 @@ pub enum Command {
     Sign(SignArgs),
     /// Writes an image's parts into a directory
     Extract(ExtractArgs),
-    /// Makes an image
-    Build(BuildArgs),
+    /// Makes an image of a kernel and ramdisks, or of a kernel, an init and a directory
+    Build(Box<BuildArgs>),
+    /// Says why two images measure differently, down to the file in a ramdisk
+    Diff(DiffArgs),
     /// Prints a completion script for a shell
     Completions(CompletionsArgs),
     /// Prints the manual page, in roff
@@ -119,8 +121,23 @@ pub struct BuildArgs {
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub cmdline: String,
     /// A ramdisk, used as it is; may be repeated
-    #[arg(long, value_name = "FILE", required = true)]
+    #[arg(long, value_name = "FILE", required_unless_present = "tree", conflicts_with = "tree")]
     pub ramdisk: Vec<PathBuf>,
+    /// A directory that becomes the application's root file system, in a second ramdisk after that of init
+    #[arg(long, value_name = "DIRECTORY", requires = "init", requires = "command")]
+    pub tree: Option<PathBuf>,
+    /// With --tree: the first program, which takes /cmd and /env from the second ramdisk
+    #[arg(long, value_name = "FILE", requires = "tree")]
+    pub init: Option<PathBuf>,
+    /// With --tree: a kernel module for the first ramdisk, such as nsm.ko; may be repeated, in the order of loading
+    #[arg(long, value_name = "FILE", requires = "tree")]
+    pub module: Vec<PathBuf>,
+    /// With --tree: a word of the application's command; repeated for its arguments
+    #[arg(long = "cmd", value_name = "WORD", requires = "tree", allow_hyphen_values = true)]
+    pub command: Vec<String>,
+    /// With --tree: a variable of the application's environment, NAME=VALUE; may be repeated
+    #[arg(long = "env", value_name = "NAME=VALUE", requires = "tree")]
+    pub environment: Vec<String>,
     /// The image's name, by default that of the output
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
@@ -145,6 +162,15 @@ pub struct BuildArgs {
     /// Where the image goes
     #[arg(long, short, value_name = "FILE")]
     pub output: PathBuf,
+}
+
+/// Arguments of `eif diff`.
+#[derive(Debug, Clone, Args)]
+pub struct DiffArgs {
+    /// The first image
+    pub first: PathBuf,
+    /// The second image
+    pub second: PathBuf,
 }
 
 /// Arguments of `eif completions`.

@@ -2,6 +2,7 @@
 
 mod build;
 mod describe;
+mod diff;
 mod extract;
 mod generate;
 mod pcr;
@@ -24,6 +25,7 @@ pub(crate) fn run(arguments: &CommandLine, output: &mut impl Write) -> Result<An
         Command::Sign(arguments) => sign::run(arguments, json, output),
         Command::Extract(arguments) => extract::run(arguments, json, output),
         Command::Build(arguments) => build::run(arguments, json, output),
+        Command::Diff(arguments) => diff::run(arguments, json, output),
         Command::Completions(arguments) => generate::completions(arguments, output),
         Command::Man => generate::man(output),
     }

@@ -79,6 +79,15 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// A directory cannot be made a ramdisk.
+    #[error("the ramdisk of {} cannot be made", path.display())]
+    Ramdisk {
+        /// The directory, or init.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: eif::ramdisks::RamdiskError,
+    },
     /// A path cannot be named in an image.
     #[error("{} is not text", path.display())]
     Name {

@@ -332,6 +332,117 @@ fn the_time_of_a_build_is_source_date_epoch() {
     assert_eq!(error, expected);
 }
 
+/// Builds an image of a directory with one file in it.
+fn build_tree(place: &Place, directory: &str, contents: &str, output: &str) {
+    let root = place.path(directory);
+    fs::create_dir_all(root.join("etc")).unwrap();
+    fs::write(root.join("etc/app.conf"), contents).unwrap();
+    fs::write(place.path("init"), b"an init").unwrap();
+    fs::write(place.path("nsm.ko"), b"a module").unwrap();
+    let arguments = [
+        "build",
+        "--kernel",
+        "init",
+        "--cmdline",
+        "console=ttyS0",
+        "--tree",
+        directory,
+        "--init",
+        "init",
+        "--module",
+        "nsm.ko",
+        "--cmd",
+        "/app",
+        "--cmd",
+        "--verbose",
+        "--env",
+        "A=b",
+        "--name",
+        "tree",
+        "-o",
+        output,
+    ];
+    place.output(0, &arguments);
+}
+
+#[test]
+fn the_same_files_in_two_directories_build_the_same_image() {
+    let place = Place::new();
+    build_tree(&place, "first", "x", "a.eif");
+    build_tree(&place, "second", "x", "b.eif");
+    assert_eq!(fs::read(place.path("a.eif")).unwrap(), fs::read(place.path("b.eif")).unwrap());
+    let comparison = place.json(0, &["diff", "--json", "a.eif", "b.eif"]);
+    assert_eq!(comparison["Differences"], serde_json::json!([]));
+    place.output(0, &["extract", "a.eif", "-o", "parts"]);
+    let mut found = Vec::new();
+    eif::cpio::read_ramdisk(fs::File::open(place.path("parts/ramdisk1")).unwrap(), |entry, data| {
+        let mut bytes = String::new();
+        data.read_to_string(&mut bytes)?;
+        found.push((String::from_utf8(entry.name).unwrap(), bytes));
+        Ok(())
+    })
+    .unwrap();
+    let data = |name: &str| &found.iter().find(|(found, _)| found == name).unwrap().1;
+    assert_eq!((data("cmd").as_str(), data("env").as_str()), ("/app\n--verbose\n", "A=b\n"));
+    assert_eq!(data("rootfs/etc/app.conf"), "x");
+}
+
+#[test]
+fn diff_names_the_file_that_changed_and_the_registers_that_it_is_in() {
+    let place = Place::new();
+    build_tree(&place, "first", "x", "a.eif");
+    build_tree(&place, "second", "y", "b.eif");
+    let comparison = place.json(3, &["diff", "--json", "a.eif", "b.eif"]);
+    let same = |name: &str| {
+        let registers = comparison["Registers"].as_array().unwrap();
+        registers.iter().find(|register| register["Name"] == name).unwrap()["Same"] == true
+    };
+    assert_eq!((same("PCR0"), same("PCR1"), same("PCR2"), same("PCR8")), (false, true, false, true));
+    let differences = comparison["Differences"].as_array().unwrap();
+    assert_eq!(differences.len(), 1, "{comparison:#}");
+    assert_eq!(differences[0]["Part"], "ramdisk 1");
+    assert_eq!(differences[0]["File"], "rootfs/etc/app.conf");
+    assert_eq!(differences[0]["What"], "content");
+    assert_eq!(differences[0]["MeasuredInto"], serde_json::json!(["PCR0", "PCR2"]));
+    let table = place.output(3, &["diff", "a.eif", "b.eif"]);
+    assert!(table.contains("ramdisk 1  rootfs/etc/app.conf: content (in PCR0 and PCR2)\n"), "{table}");
+}
+
+#[test]
+fn diff_says_what_of_a_file_differs() {
+    let place = Place::new();
+    fs::write(place.path("k"), b"kernel").unwrap();
+    let build = |name: &str, mode: u32, owner: (u32, u32), time: u32, more: &[u8]| {
+        let mut writer = eif::cpio::Writer::new(Vec::new(), time);
+        writer.owned_entry(b"file", mode, owner, (0, 0), b"data").unwrap();
+        if !more.is_empty() {
+            writer.entry(more, 0o100_644, (0, 0), b"").unwrap();
+        }
+        fs::write(place.path("r"), writer.finish().unwrap()).unwrap();
+        place.output(0, &["build", "--kernel", "k", "--cmdline", "", "--ramdisk", "r", "--name", "n", "-o", name]);
+    };
+    build("a.eif", 0o100_644, (0, 0), 0, b"");
+    build("b.eif", 0o100_755, (1, 2), 3, b"more");
+    let comparison = place.json(3, &["diff", "--json", "a.eif", "b.eif"]);
+    let differences = comparison["Differences"].as_array().unwrap().iter();
+    let told: Vec<String> = differences
+        .map(|d| [&d["File"], &d["What"], &d["First"], &d["Second"]].map(|v| v.as_str().unwrap()).join(" | "))
+        .collect();
+    let empty = "e3b0c44298fc1c149afbf4c8996fb924";
+    let expected = [
+        "file | mode | 100644 | 100755".to_owned(),
+        "file | owner | 0:0 | 1:2".to_owned(),
+        "file | time | 0 | 3".to_owned(),
+        format!("more | existence |  | 100644, 0 bytes, sha256 {empty}"),
+    ];
+    assert_eq!(told, expected);
+    // What is no archive is compared as a whole.
+    let comparison = place.json(3, &["diff", "--json", "unsigned.eif", "a.eif"]);
+    let first =
+        comparison["Differences"].as_array().unwrap().iter().find(|d| d["Part"] == "ramdisk 0").unwrap().clone();
+    assert!(first["First"].as_str().unwrap().starts_with("500 bytes, sha256 "), "{first:#}");
+}
+
 #[test]
 fn errors_name_the_file_the_cause_and_what_to_do() {
     let place = Place::new();
@@ -404,6 +515,24 @@ fn errors_name_the_file_the_cause_and_what_to_do() {
         place.error(&[&build[..], &["list.json"]].concat()),
         "eif: error: list.json is not a json object: invalid type: sequence, expected a map at line 1 column 0\n"
     );
+    assert_eq!(
+        place.error(&[
+            "build",
+            "--kernel",
+            "short",
+            "--cmdline",
+            "",
+            "--tree",
+            "missing",
+            "--init",
+            "short",
+            "--cmd",
+            "/a",
+            "-o",
+            "a.eif"
+        ]),
+        "eif: error: the ramdisk of missing cannot be made\n  1: cannot read missing\n  2: No such file or directory (os error 2)\n"
+    );
     // Whatever failed, the image is as it was, and nothing is left behind.
     assert_eq!(fs::read(place.path("unsigned.eif")).unwrap(), fs::read(golden("unsigned.eif")).unwrap());
     let left: Vec<_> = fs::read_dir(place.0.path()).unwrap().flatten().map(|entry| entry.file_name()).collect();
@@ -422,7 +551,7 @@ fn a_wrong_command_line_has_code_2() {
 fn completions_and_manual_know_every_subcommand() {
     let place = Place::new();
     let (script, page) = (place.output(0, &["completions", "bash"]), place.output(0, &["man"]));
-    for command in ["describe", "verify", "pcr", "sign", "extract", "build"] {
+    for command in ["describe", "verify", "pcr", "sign", "extract", "build", "diff"] {
         assert!(
             script.contains(&format!("eif__{command}")) || script.contains(&format!("eif__subcmd__{command}")),
             "{command}"

@@ -12,7 +12,8 @@
 //!
 //! [`resign`] replaces a signature, [`judge`] says what other readers make of an image. With the feature `signing`, the module
 //! `signing` makes and verifies signatures, and `nitro_cli` has the objects that AWS's command prints. Without it, a signature
-//! section is kept as bytes, and its certificate is measured.
+//! section is kept as bytes, and its certificate is measured. With the feature `ramdisks`, `cpio` reads and writes archives,
+//! `ramdisks` makes those of an image, and `diff` says why two images measure differently.
 //!
 //! ```
 //! let image = eif::Writer::new(b"a bzImage".to_vec(), "console=ttyS0")
@@ -30,7 +31,11 @@
 #![forbid(unsafe_code)]
 
 mod boot_image;
+#[cfg(feature = "ramdisks")]
+pub mod cpio;
 mod description;
+#[cfg(feature = "ramdisks")]
+pub mod diff;
 mod error;
 mod header;
 mod layout;
@@ -39,6 +44,8 @@ mod metadata;
 #[cfg(feature = "signing")]
 pub mod nitro_cli;
 mod pem;
+#[cfg(feature = "ramdisks")]
+pub mod ramdisks;
 mod readers;
 mod resign;
 mod signature;

@@ -1,8 +1,9 @@
-//! `eif build`: an image of parts.
+//! `eif build`: an image of parts, or of a directory.
 
 use std::io::Write;
 use std::path::Path;
 
+use eif::ramdisks::{self, Tree};
 use eif::signing::Request;
 use eif::{FLAG_AARCH64, Metadata, Writer};
 use serde_json::{Map, Value};
@@ -19,8 +20,8 @@ pub(crate) fn run(arguments: &BuildArgs, json: bool, output: &mut impl Write) ->
     if arguments.aarch64 {
         writer = writer.flags(FLAG_AARCH64);
     }
-    for ramdisk in &arguments.ramdisk {
-        writer = writer.ramdisk(files::read(ramdisk)?);
+    for ramdisk in ramdisks(arguments)? {
+        writer = writer.ramdisk(ramdisk);
     }
     let mut measured = writer.measurements();
     if let (Some(certificate_path), Some(key)) = (&arguments.signing_certificate, &arguments.private_key) {
@@ -35,6 +36,28 @@ pub(crate) fn run(arguments: &BuildArgs, json: bool, output: &mut impl Write) ->
     written.finish()?;
     sign::report(&measured, json, output)?;
     Ok(Answer::Yes)
+}
+
+/// The ramdisks as they are given, or those of init and of the application's directory.
+fn ramdisks(arguments: &BuildArgs) -> Result<Vec<Vec<u8>>, Error> {
+    let (Some(tree), Some(init)) = (&arguments.tree, &arguments.init) else {
+        return arguments.ramdisk.iter().map(|path| files::read(path)).collect();
+    };
+    let time = epoch()?;
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| Error::Ramdisk { path, source }
+    };
+    let mut modules = Vec::new();
+    for path in &arguments.module {
+        let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| Error::Name { path: path.clone() })?;
+        modules.push((name.to_owned(), files::read(path)?));
+    }
+    let boot = ramdisks::boot_ramdisk(files::read(init)?, modules, time).map_err(failed(init))?;
+    let files = Tree::read(tree).map_err(failed(tree))?;
+    let application = ramdisks::application_ramdisk(&files, &arguments.command, &arguments.environment, time)
+        .map_err(failed(tree))?;
+    Ok(vec![boot, application])
 }
 
 fn metadata(arguments: &BuildArgs) -> Result<Metadata, Error> {

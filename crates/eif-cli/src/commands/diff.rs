@@ -1,0 +1,54 @@
+//! `eif diff`: why two images measure differently.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+
+use eif::Description;
+use eif::diff::{Comparison, Difference, Register};
+
+use crate::Answer;
+use crate::cli::DiffArgs;
+use crate::error::Error;
+use crate::files;
+use crate::output::{self, Table};
+
+pub(crate) fn run(arguments: &DiffArgs, json: bool, output: &mut impl Write) -> Result<Answer, Error> {
+    let (first, second) = (&arguments.first, &arguments.second);
+    let (a, b) = (files::open(first)?, files::open(second)?);
+    let descriptions = [read(first, &a)?, read(second, &b)?];
+    // Both have been read whole, so what can fail now is the disk; the error has the offset.
+    let comparison = eif::diff::compare(&descriptions, &a, &b).map_err(|source| image_error(first, source))?;
+    if json {
+        output::json(output, &comparison)?;
+    } else {
+        table(&comparison).write(output)?;
+    }
+    Ok(if comparison.same_measurements { Answer::Yes } else { Answer::No })
+}
+
+fn read(path: &Path, file: &File) -> Result<Description, Error> {
+    Description::read(file).map_err(|source| image_error(path, source))
+}
+
+fn image_error(path: &Path, source: eif::Error) -> Error {
+    Error::Image { path: path.to_owned(), source }
+}
+
+fn table(comparison: &Comparison) -> Table {
+    let mut table = Table::default();
+    for Register { name, same } in &comparison.registers {
+        table.row(*name, if *same { "same" } else { "differs" });
+    }
+    for Difference { part, file, what, first, second, measured_into } in &comparison.differences {
+        let file = file.as_ref().map_or(String::new(), |file| format!("{file}: "));
+        let into = match measured_into.as_slice() {
+            [] => "in no register".to_owned(),
+            registers => format!("in {}", registers.join(" and ")),
+        };
+        table.row(part, format!("{file}{what} ({into})"));
+        table.row("", format!("- {}", if first.is_empty() { "(not there)" } else { first }));
+        table.row("", format!("+ {}", if second.is_empty() { "(not there)" } else { second }));
+    }
+    table
+}

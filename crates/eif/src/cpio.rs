@@ -1,0 +1,371 @@
+//! Archives in cpio's "newc" format, which is what a ramdisk is: read as the kernel reads them, and written so that equal
+//! contents give equal bytes.
+//!
+//! Format: the kernel's Documentation/driver-api/early-userspace/buffer-format.rst. Reading follows `init/initramfs.c`: several
+//! archives may follow each other with zeros between them, each may be compressed, and the checksum of "070702" is not looked
+//! at. Deliberately missing: the older formats, which the kernel does not read either, compression other than gzip, and
+//! writing hard links.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+
+use flate2::bufread::GzDecoder;
+use thiserror::Error;
+
+/// The size to which an archive is padded, so that another can follow it; cpio's own block size.
+const BLOCK: usize = 512;
+
+/// The size in bytes of an entry's header: a magic and thirteen numbers of eight hexadecimal digits.
+const HEADER_SIZE: usize = 110;
+
+/// The longest name with its NUL; the kernel's PATH_MAX.
+const LONGEST_NAME: u32 = 4096;
+
+/// More entries than this are not read: a few kilobytes of compressed zeros could otherwise take all memory.
+const MOST_ENTRIES: usize = 1 << 20;
+
+/// The name of the entry that ends an archive.
+const TRAILER: &[u8] = b"TRAILER!!!";
+
+/// Why an archive cannot be read.
+#[derive(Debug, Error)]
+pub enum CpioError {
+    /// The bytes could not be read or decompressed.
+    #[error("it cannot be read or decompressed")]
+    Read(#[from] io::Error),
+    /// An entry does not start like one.
+    #[error("byte {offset:#x} of the archive starts with \"{}\", expected \"070701\"", found.escape_ascii())]
+    Magic {
+        /// Where, after decompression.
+        offset: u64,
+        /// The first six bytes.
+        found: [u8; 6],
+    },
+    /// A number of an entry's header is not one.
+    #[error("the header at byte {offset:#x} of the archive holds no hexadecimal number in field {field}")]
+    Number {
+        /// Where the header starts.
+        offset: u64,
+        /// The number of the field, from 0.
+        field: usize,
+    },
+    /// An entry's name is too long, or empty.
+    #[error("a name of {found} bytes at byte {offset:#x} of the archive, expected 1 to {LONGEST_NAME}")]
+    Name {
+        /// Where the header starts.
+        offset: u64,
+        /// The size of the name with its NUL.
+        found: u32,
+    },
+    /// There are too many entries.
+    #[error("more than {MOST_ENTRIES} entries")]
+    TooManyEntries,
+}
+
+/// One entry of an archive, without its data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Its path, without a leading slash or `./`.
+    pub name: Vec<u8>,
+    /// File type and permissions, as in `stat`.
+    pub mode: u32,
+    /// Its owner.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+    /// Seconds since 1970.
+    pub mtime: u32,
+    /// For a device, its numbers.
+    pub device: (u32, u32),
+    /// The size of its data in bytes.
+    pub size: u32,
+}
+
+/// Reads every entry of a ramdisk, in order, and hands its data out in parts: `each` gets the entry and a reader of the data,
+/// of which it may leave the rest.
+pub fn read_ramdisk(
+    ramdisk: impl Read,
+    mut each: impl FnMut(Entry, &mut dyn Read) -> io::Result<()>,
+) -> Result<(), CpioError> {
+    let mut input = BufReader::with_capacity(64 << 10, ramdisk);
+    let mut entries = 0;
+    loop {
+        skip_zeros(&mut input)?;
+        match input.fill_buf()? {
+            [] => return Ok(()),
+            [0x1f, ..] => {
+                let mut unpacked = Counted { inner: BufReader::new(GzDecoder::new(&mut input)), position: 0 };
+                while !at_end(&mut unpacked)? {
+                    read_archive(&mut unpacked, &mut entries, &mut each)?;
+                }
+            }
+            _ => read_archive(&mut Counted { inner: &mut input, position: 0 }, &mut entries, &mut each)?,
+        }
+    }
+}
+
+/// A reader that knows how far it is.
+struct Counted<R> {
+    inner: R,
+    position: u64,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.position += read as u64;
+        Ok(read)
+    }
+}
+
+fn skip_zeros(input: &mut impl BufRead) -> io::Result<()> {
+    loop {
+        let buffer = input.fill_buf()?;
+        let zeros = buffer.iter().take_while(|byte| **byte == 0).count();
+        if zeros == 0 {
+            return Ok(());
+        }
+        input.consume(zeros);
+    }
+}
+
+fn at_end<R: BufRead>(input: &mut Counted<R>) -> io::Result<bool> {
+    skip_zeros(&mut input.inner)?;
+    Ok(input.inner.fill_buf()?.is_empty())
+}
+
+/// Reads one archive up to its trailer.
+fn read_archive<R: Read>(
+    input: &mut Counted<R>,
+    entries: &mut usize,
+    each: &mut impl FnMut(Entry, &mut dyn Read) -> io::Result<()>,
+) -> Result<(), CpioError> {
+    // Positions, and with them the padding, count from the start of the archive.
+    input.position = 0;
+    loop {
+        let offset = input.position;
+        let mut header = [0; HEADER_SIZE];
+        input.read_exact(&mut header)?;
+        let found = header.first_chunk::<6>().copied().unwrap_or_default();
+        if !matches!(&found, b"070701" | b"070702") {
+            return Err(CpioError::Magic { offset, found });
+        }
+        let number = |field: usize| {
+            let digits = header.get(6 + 8 * field..14 + 8 * field).and_then(|digits| str::from_utf8(digits).ok());
+            let digits = digits.filter(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()));
+            digits.and_then(|digits| u32::from_str_radix(digits, 16).ok()).ok_or(CpioError::Number { offset, field })
+        };
+        let name_size = number(11)?;
+        if !(1..=LONGEST_NAME).contains(&name_size) {
+            return Err(CpioError::Name { offset, found: name_size });
+        }
+        let mut name = vec![0; name_size as usize];
+        input.read_exact(&mut name)?;
+        let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
+        name.truncate(end);
+        pad(input)?;
+        let size = number(6)?;
+        if name == TRAILER {
+            return Ok(());
+        }
+        *entries += 1;
+        if *entries > MOST_ENTRIES {
+            return Err(CpioError::TooManyEntries);
+        }
+        let name = match name.strip_prefix(b"./").or(name.strip_prefix(b"/")) {
+            Some(relative) => relative.to_vec(),
+            None => name,
+        };
+        let entry = Entry {
+            name,
+            mode: number(1)?,
+            uid: number(2)?,
+            gid: number(3)?,
+            mtime: number(5)?,
+            device: (number(9)?, number(10)?),
+            size,
+        };
+        let mut data = input.take(u64::from(size));
+        each(entry, &mut data)?;
+        let left = data.limit();
+        if io::copy(&mut data, &mut io::sink())? < left {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        pad(input)?;
+    }
+}
+
+/// Skips to the next multiple of four bytes.
+fn pad(input: &mut Counted<impl Read>) -> io::Result<()> {
+    let missing = input.position.next_multiple_of(4) - input.position;
+    input.read_exact(&mut [0; 4][..missing as usize])
+}
+
+/// Writes one archive. Entries get inode numbers in order, owner root and one time.
+#[derive(Debug)]
+pub struct Writer<W> {
+    output: W,
+    written: usize,
+    entries: u32,
+    mtime: u32,
+}
+
+impl<W: Write> Writer<W> {
+    /// Starts an archive whose entries all have this time, in seconds since 1970.
+    pub fn new(output: W, mtime: u32) -> Self {
+        Self { output, written: 0, entries: 0, mtime }
+    }
+
+    /// Adds an entry with this mode (as in `stat`), device numbers (zeros for what is no device) and data. Directories above it
+    /// must have been added.
+    pub fn entry(&mut self, path: &[u8], mode: u32, device: (u32, u32), data: &[u8]) -> io::Result<()> {
+        self.owned_entry(path, mode, (0, 0), device, data)
+    }
+
+    /// Adds an entry with an owner and a group besides.
+    pub fn owned_entry(
+        &mut self,
+        path: &[u8],
+        mode: u32,
+        (uid, gid): (u32, u32),
+        (major, minor): (u32, u32),
+        data: &[u8],
+    ) -> io::Result<()> {
+        let too_large = |_| io::Error::other(format!("{} is too large for a cpio archive", path.escape_ascii()));
+        let size = u32::try_from(data.len()).map_err(too_large)?;
+        let name_size = u32::try_from(path.len() + 1).map_err(too_large)?;
+        let trailer = path == TRAILER;
+        let links = if mode & 0o170_000 == 0o040_000 { 2 } else { 1 };
+        self.entries += 1;
+        let mtime = if trailer { 0 } else { self.mtime };
+        // Inode, mode, owner, group, links, time, size, device (2), the device it is (2), name's size, checksum.
+        let fields = [self.entries, mode, uid, gid, links, mtime, size, 0, 0, major, minor, name_size, 0];
+        let mut header = String::from("070701");
+        for field in fields {
+            header.push_str(&format!("{field:08x}"));
+        }
+        self.write(header.as_bytes())?;
+        self.write(path)?;
+        self.write(&[0])?;
+        self.pad(4)?;
+        self.write(data)?;
+        self.pad(4)
+    }
+
+    /// Ends the archive and pads it to a whole block.
+    pub fn finish(mut self) -> io::Result<W> {
+        self.entry(TRAILER, 0, (0, 0), &[])?;
+        self.pad(BLOCK)?;
+        self.output.flush()?;
+        Ok(self.output)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.output.write_all(bytes)?;
+        self.written += bytes.len();
+        Ok(())
+    }
+
+    fn pad(&mut self, alignment: usize) -> io::Result<()> {
+        let missing = self.written.next_multiple_of(alignment) - self.written;
+        self.write(&[0; BLOCK][..missing])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn archive(mtime: u32) -> Vec<u8> {
+        let mut writer = Writer::new(Vec::new(), mtime);
+        writer.entry(b"dev", 0o040_755, (0, 0), &[]).unwrap();
+        writer.entry(b"dev/console", 0o020_600, (5, 1), &[]).unwrap();
+        writer.owned_entry(b"init", 0o100_755, (7, 8), (0, 0), b"#!/bin/sh\n").unwrap();
+        writer.finish().unwrap()
+    }
+
+    fn read(ramdisk: &[u8]) -> Result<Vec<(Entry, Vec<u8>)>, CpioError> {
+        let mut found = Vec::new();
+        read_ramdisk(ramdisk, |entry, data| {
+            let mut bytes = Vec::new();
+            data.read_to_end(&mut bytes)?;
+            found.push((entry, bytes));
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn what_was_written_is_read() {
+        let archive = archive(9);
+        assert_eq!(archive.len() % BLOCK, 0);
+        let entries = read(&archive).unwrap();
+        let names: Vec<&[u8]> = entries.iter().map(|(entry, _)| &*entry.name).collect();
+        assert_eq!(names, [&b"dev"[..], b"dev/console", b"init"]);
+        assert_eq!(entries[1].0.device, (5, 1));
+        let (init, data) = &entries[2];
+        assert_eq!((init.mode, init.uid, init.gid, init.mtime), (0o100_755, 7, 8, 9));
+        assert_eq!(data, b"#!/bin/sh\n");
+    }
+
+    #[test]
+    fn archives_that_follow_each_other_are_read_as_one() {
+        let archive = archive(0);
+        let plain = [&archive[..], &[0; 1024], &archive].concat();
+        assert_eq!(read(&plain).unwrap().len(), 6);
+        let packed = [&gzip(&archive)[..], &[0; 3], &gzip(&plain), &archive].concat();
+        assert_eq!(read(&packed).unwrap().len(), 12);
+    }
+
+    #[test]
+    fn what_is_no_archive_is_refused_with_its_place() {
+        let text = |ramdisk: &[u8]| read(ramdisk).unwrap_err().to_string();
+        let mut archive = archive(0);
+        assert_eq!(text(&[b'x'; 200]), "byte 0x0 of the archive starts with \"xxxxxx\", expected \"070701\"");
+        assert_eq!(text(&archive[..115]), "it cannot be read or decompressed");
+        let archive_len = archive.len();
+        archive[6 + 8] = b'+';
+        assert_eq!(text(&archive), "the header at byte 0x0 of the archive holds no hexadecimal number in field 1");
+        archive[6 + 8] = b'0';
+        archive[6 + 8 * 11..14 + 8 * 11].copy_from_slice(b"ffffffff");
+        assert_eq!(text(&archive), "a name of 4294967295 bytes at byte 0x0 of the archive, expected 1 to 4096");
+        assert_eq!(archive.len(), archive_len);
+    }
+
+    #[test]
+    fn mutated_archives_never_panic() {
+        let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut below = |bound: usize| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            (seed % bound as u64) as usize
+        };
+        let originals = [archive(0), gzip(&archive(0))];
+        let mut read_all = 0;
+        for round in 0..20_000 {
+            let mut mutated = originals[round % 2].clone();
+            for _ in 0..=below(3) {
+                let position = below(mutated.len());
+                match below(3) {
+                    0 => mutated[position] = b"0123456789abcdefABCDEF\0\xff"[below(24)],
+                    1 => mutated[position] ^= 1 << below(8),
+                    _ => mutated.truncate(position.max(1)),
+                }
+            }
+            match read(&mutated) {
+                Ok(entries) => {
+                    read_all += 1;
+                    assert!(entries.len() <= 3);
+                }
+                Err(error) => assert!(!error.to_string().is_empty()),
+            }
+        }
+        assert!(read_all > 100, "{read_all}");
+    }
+}

@@ -1,0 +1,238 @@
+//! The two ramdisks of an enclave image, in the shape that nitro-cli gives them: init with its modules first, the application
+//! second, so that PCR1 stays the same when only the application changes.
+//!
+//! Equal files give equal bytes wherever they lie: entries are sorted by name, belong to root, have one time, and permissions
+//! are reduced to what git keeps of them. Deliberately missing: hard links (each name gets the data), devices, sockets and
+//! extended attributes; nitro-cli leaves the last out too.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use crate::cpio::Writer;
+
+const DIRECTORY: u32 = 0o040_000;
+const REGULAR: u32 = 0o100_000;
+const SYMLINK: u32 = 0o120_000;
+
+/// What AWS's init mounts over, or expects, below the application's root.
+const MOUNT_POINTS: [&str; 6] = ["dev", "run", "sys", "var", "proc", "tmp"];
+
+/// Why a ramdisk cannot be made.
+#[derive(Debug, Error)]
+pub enum RamdiskError {
+    /// A file of the tree cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A file of the tree is a device, a socket or a pipe.
+    #[error("{} is neither a file, a directory nor a symbolic link", path.display())]
+    Special {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A word of the command or of the environment cannot be passed on.
+    #[error("\"{}\" holds a line break, but init takes one word from each line", word.escape_debug())]
+    LineBreak {
+        /// The word.
+        word: String,
+    },
+    /// The archive cannot be written.
+    #[error("cannot write the ramdisk")]
+    Write(#[from] io::Error),
+}
+
+/// A file, a directory or a symbolic link of a tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Node {
+    mode: u32,
+    data: Vec<u8>,
+}
+
+/// A tree of files, by path. Paths sort so that a directory comes before what is in it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tree(BTreeMap<Vec<u8>, Node>);
+
+impl Tree {
+    /// Reads a directory with everything below it. Symbolic links are kept, not followed.
+    pub fn read(directory: &Path) -> Result<Self, RamdiskError> {
+        let mut tree = Self::default();
+        tree.add(directory, &mut Vec::new())?;
+        Ok(tree)
+    }
+
+    fn add(&mut self, directory: &Path, name: &mut Vec<u8>) -> Result<(), RamdiskError> {
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| RamdiskError::Read { path, source }
+        };
+        for entry in fs::read_dir(directory).map_err(failed(directory))? {
+            let entry = entry.map_err(failed(directory))?;
+            let path = entry.path();
+            let metadata = fs::symlink_metadata(&path).map_err(failed(&path))?;
+            let parent = name.len();
+            if parent > 0 {
+                name.push(b'/');
+            }
+            name.extend_from_slice(entry.file_name().as_bytes());
+            let kind = metadata.file_type();
+            let node = if kind.is_dir() {
+                Node { mode: DIRECTORY | portable(metadata.mode() | 0o100), data: Vec::new() }
+            } else if kind.is_symlink() {
+                let target = fs::read_link(&path).map_err(failed(&path))?;
+                Node { mode: SYMLINK | 0o777, data: target.as_os_str().as_bytes().to_vec() }
+            } else if kind.is_file() {
+                Node { mode: REGULAR | portable(metadata.mode()), data: fs::read(&path).map_err(failed(&path))? }
+            } else {
+                return Err(RamdiskError::Special { path });
+            };
+            self.0.insert(name.clone(), node);
+            if kind.is_dir() {
+                self.add(&path, name)?;
+            }
+            name.truncate(parent);
+        }
+        Ok(())
+    }
+
+    /// Adds a directory, if there is nothing of that name yet.
+    fn directory(&mut self, path: &str) {
+        self.0.entry(path.into()).or_insert(Node { mode: DIRECTORY | 0o755, data: Vec::new() });
+    }
+
+    fn file(&mut self, path: &str, permissions: u32, data: Vec<u8>) {
+        self.0.insert(path.into(), Node { mode: REGULAR | permissions, data });
+    }
+
+    fn pack(&self, mtime: u32) -> Result<Vec<u8>, RamdiskError> {
+        let mut writer = Writer::new(Vec::new(), mtime);
+        for (path, Node { mode, data }) in &self.0 {
+            writer.entry(path, *mode, (0, 0), data)?;
+        }
+        Ok(writer.finish()?)
+    }
+}
+
+/// Permissions that do not depend on the umask under which a file was made: whether it can be executed, the special bits, and
+/// whether everyone may write to a sticky directory such as `/tmp`.
+fn portable(mode: u32) -> u32 {
+    let special = mode & 0o7000;
+    match mode {
+        _ if mode & 0o1002 == 0o1002 => special | 0o777,
+        _ if mode & 0o111 != 0 => special | 0o755,
+        _ => special | 0o644,
+    }
+}
+
+/// The first ramdisk: init, and kernel modules (name and bytes) with the order in which they are to be loaded. The time of every
+/// entry is in seconds since 1970.
+pub fn boot_ramdisk(init: Vec<u8>, modules: Vec<(String, Vec<u8>)>, mtime: u32) -> Result<Vec<u8>, RamdiskError> {
+    let mut tree = Tree::default();
+    tree.directory("dev");
+    tree.file("init", 0o755, init);
+    if !modules.is_empty() {
+        let names = modules.iter().map(|(name, _)| name.clone());
+        tree.file("modules_load_order", 0o644, lines(names)?);
+    }
+    for (name, bytes) in modules {
+        tree.file(&name, 0o755, bytes);
+    }
+    tree.pack(mtime)
+}
+
+/// The second ramdisk: the application's files below `rootfs`, and its command and environment, one word a line, as AWS's init
+/// reads them.
+pub fn application_ramdisk(
+    tree: &Tree,
+    command: &[String],
+    environment: &[String],
+    mtime: u32,
+) -> Result<Vec<u8>, RamdiskError> {
+    let mut whole = Tree::default();
+    whole.directory("rootfs");
+    for (path, node) in &tree.0 {
+        whole.0.insert([b"rootfs/", path.as_slice()].concat(), node.clone());
+    }
+    for place in MOUNT_POINTS {
+        whole.directory(&format!("rootfs/{place}"));
+    }
+    whole.file("cmd", 0o644, lines(command.iter().cloned())?);
+    whole.file("env", 0o644, lines(environment.iter().cloned())?);
+    whole.pack(mtime)
+}
+
+fn lines(words: impl Iterator<Item = String>) -> Result<Vec<u8>, RamdiskError> {
+    let mut text = String::new();
+    for word in words {
+        if word.contains(['\n', '\0']) {
+            return Err(RamdiskError::LineBreak { word });
+        }
+        text.push_str(&word);
+        text.push('\n');
+    }
+    Ok(text.into_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    use super::*;
+
+    fn names(ramdisk: &[u8]) -> Vec<(String, u32)> {
+        let mut found = Vec::new();
+        crate::cpio::read_ramdisk(ramdisk, |entry, _| {
+            found.push((String::from_utf8(entry.name).unwrap(), entry.mode));
+            Ok(())
+        })
+        .unwrap();
+        found
+    }
+
+    #[test]
+    fn the_boot_ramdisk_has_the_shape_of_nitro_clis() {
+        let ramdisk = boot_ramdisk(b"init".to_vec(), vec![("nsm.ko".to_owned(), b"module".to_vec())], 0).unwrap();
+        let expected =
+            [("dev", 0o040_755), ("init", 0o100_755), ("modules_load_order", 0o100_644), ("nsm.ko", 0o100_755)];
+        assert_eq!(names(&ramdisk), expected.map(|(name, mode)| (name.to_owned(), mode)));
+    }
+
+    #[test]
+    fn a_tree_gives_the_same_bytes_whatever_order_and_umask_it_was_made_with() {
+        let [a, b] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        for (directory, files, umask) in [(&a, ["bin", "a.txt"], 0o077), (&b, ["a.txt", "bin"], 0o002)] {
+            for file in files {
+                let path = directory.path().join(file);
+                fs::write(&path, file).unwrap();
+                let mode = if file == "bin" { 0o777 } else { 0o666 };
+                fs::set_permissions(&path, fs::Permissions::from_mode(mode & !umask)).unwrap();
+            }
+            symlink("bin", directory.path().join("link")).unwrap();
+        }
+        let [a, b] = [a, b].map(|directory| Tree::read(directory.path()).unwrap());
+        assert_eq!(a, b);
+        let ramdisk = application_ramdisk(&a, &["/bin".to_owned()], &[], 5).unwrap();
+        assert_eq!(ramdisk, application_ramdisk(&b, &["/bin".to_owned()], &[], 5).unwrap());
+        let found = names(&ramdisk);
+        assert!(found.contains(&("rootfs/bin".to_owned(), 0o100_755)), "{found:?}");
+        assert!(found.contains(&("rootfs/a.txt".to_owned(), 0o100_644)), "{found:?}");
+        assert!(found.contains(&("rootfs/link".to_owned(), 0o120_777)), "{found:?}");
+        assert!(found.is_sorted());
+    }
+
+    #[test]
+    fn words_that_would_become_two_are_refused() {
+        let error = application_ramdisk(&Tree::default(), &["a\nb".to_owned()], &[], 0).unwrap_err();
+        assert_eq!(error.to_string(), "\"a\\nb\" holds a line break, but init takes one word from each line");
+    }
+}
