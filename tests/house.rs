@@ -10,6 +10,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     // Formats and pure models.
     ("eif", &[]),
     ("nsm", &[]),
+    ("attestation", &["nsm"]),
     ("firmware-tables", &[]),
     ("x86", &[]),
     // The board's parts.
@@ -41,8 +42,8 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
             "x86",
         ],
     ),
-    ("nitro-enclave", &["boot", "bus", "eif", "guest-memory", "microvm", "nsm", "virtio"]),
-    ("vmm", &["bus", "event-loop", "microvm", "nitro-enclave"]),
+    ("nitro-enclave", &["attestation", "boot", "bus", "eif", "guest-memory", "microvm", "nsm", "virtio"]),
+    ("vmm", &["attestation", "bus", "event-loop", "microvm", "nitro-enclave"]),
     // Commands beside the launcher.
     ("eif-cli", &["eif"]),
     // Around the house.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::attestation;
 use crate::checks;
 use crate::command::shown;
 use crate::error::{Error, Result};
@@ -50,13 +51,14 @@ pub(crate) fn run(arguments: &Arguments, paths: &Paths) -> Result<()> {
     let image = Image::of_small(paths, &kernel)?;
     eprintln!("enclave image: {}", image.eif.display());
     let vmm = Vmm::build(paths, arguments.vmm.as_deref(), arguments.accel)?;
+    let nonce = attestation::fresh_nonce()?;
     let guest = Guest {
         machine: Machine::NitroEnclave,
         image: &image,
         acpi: false,
         cpus: CPUS,
         memory: MEMORY,
-        append: String::new(),
+        append: format!("vmm.attest={nonce} vmm.nsm-check=1"),
         settings: &[],
     };
     let mut command = vmm.command(&guest);
@@ -80,6 +82,11 @@ pub(crate) fn run(arguments: &Arguments, paths: &Paths) -> Result<()> {
         problems.push("no random bytes".to_owned());
     }
     problems.extend(checks::selftest(&report).err());
+    problems.extend(attestation::nsm_check(&report));
+    match attestation::verify(&report, &vmm, &image.eif, &nonce, &paths.target)? {
+        Ok(verified) => println!("attestation: {verified}"),
+        Err(problem) => problems.push(problem),
+    }
     let wanted = Outcome::Exited(exit_codes::expected(Machine::NitroEnclave, End::Reset));
     if run.outcome != wanted {
         problems.push(format!("the launcher ended with {}, expected {wanted}", run.outcome));

@@ -188,6 +188,13 @@ impl Vmm {
         command
     }
 
+    /// The launcher as a command, in the workspace.
+    pub(crate) fn program(&self) -> Command {
+        let mut command = Command::new(self.relative(&self.program));
+        command.current_dir(&self.workspace);
+        command
+    }
+
     fn relative(&self, path: &Path) -> PathBuf {
         path.strip_prefix(&self.workspace).unwrap_or(path).to_owned()
     }

@@ -1,5 +1,6 @@
 //! The workspace's own commands, run as `cargo xtask COMMAND`.
 
+mod attestation;
 mod bench;
 mod boot_test;
 mod checks;

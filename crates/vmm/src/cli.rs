@@ -4,15 +4,19 @@
 use std::path::PathBuf;
 
 use clap::builder::StyledStr;
-use clap::{ArgAction, CommandFactory, FromArgMatches, Parser};
+use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::attest::Attest;
 use crate::config::keys;
 use crate::exit::MEANINGS;
 
 /// Boots Linux microVMs and AWS Nitro Enclave Images on a software x86-64 CPU.
 #[derive(Debug, Default, Clone, Parser)]
-#[command(name = "vmm", version, max_term_width = 120)]
+#[command(name = "vmm", version, max_term_width = 120, args_conflicts_with_subcommands = true)]
 pub struct CommandLine {
+    /// What to do instead of running a machine
+    #[command(subcommand)]
+    pub command: Option<Command>,
     /// Which machine: microvm or nitro-enclave
     #[arg(long, short = 'M', value_name = "TYPE")]
     pub machine: Option<String>,
@@ -52,6 +56,14 @@ pub struct CommandLine {
     /// Logs more to standard error: -v what was decided, -vv what devices do, -vvv everything
     #[arg(short, long, action = ArgAction::Count)]
     pub verbose: u8,
+}
+
+/// What `vmm` does beside running a machine.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Attestation documents: the root to verify them with, and a verifier
+    #[command(subcommand)]
+    Attest(Attest),
 }
 
 impl CommandLine {

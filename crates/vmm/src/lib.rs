@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod accel_probe;
+pub mod attest;
 pub mod cli;
 pub mod config;
 mod console;
@@ -17,7 +18,7 @@ mod report;
 mod run;
 mod signals;
 
-use cli::CommandLine;
+use cli::{Command, CommandLine};
 use exit::ExitStatus;
 pub use report::error_text;
 pub use run::{LaunchError, launch};
@@ -27,6 +28,12 @@ pub fn main() -> ExitStatus {
     signals::install_panic_hook();
     let command_line = CommandLine::parse_arguments();
     report::start_log(command_line.verbose);
+    if let Some(Command::Attest(command)) = &command_line.command {
+        return attest::run(command).unwrap_or_else(|error| {
+            eprintln!("{}", error_text(&error));
+            ExitStatus::Failed
+        });
+    }
     launch(&command_line).unwrap_or_else(|error| {
         console::terminal::restore();
         eprintln!("{}", error_text(&error));

@@ -6,10 +6,12 @@
 //!
 //! Kernel command line:
 //! - `vmm.end=poweroff|reboot|triple-fault|panic|halt` (default `poweroff`): see [`end`].
+//! - `vmm.attest=HEX`, `vmm.nsm-check=1`: a signed document, AWS's checks of an NSM, see [`attestation`].
 //! - `vmm.work=NAME:N,...`: work for benchmarks, see [`work`].
 //!
 //! Deliberately missing: a shell, a network, disks, and any answer to what it finds: it reports, the host judges.
 
+mod attestation;
 mod cmdline;
 mod console;
 mod devices;
@@ -59,6 +61,7 @@ fn main() -> std::process::ExitCode {
         Some(interview) => interview.report(&mut console),
         None => console.report("nsm", "absent"),
     }
+    attestation::run(&mut console, &command_line);
     selftest::run(&mut console, system.cpus_online);
     work::run(&mut console, command_line.value("vmm.work"));
     summary::print(&mut console, &system, &devices, nsm.as_ref());

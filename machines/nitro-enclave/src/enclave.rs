@@ -3,14 +3,16 @@
 use std::fs::File;
 use std::io::{BufReader, Cursor};
 
+use attestation::{Authority, Signer};
 use eif::{BootImage, Measurements};
 use microvm::{Blob, ImageKind, Options, Payload, Variant, VariantError};
-use nsm::{BootMeasurements, ModuleId, Nsm, PcrBank};
+use nsm::{Attestor, BootMeasurements, ModuleId, Nsm, PcrBank};
 use tracing::{info, warn};
 use virtio::VirtioDevice;
 use virtio::nsm::NsmDevice;
 
-use crate::{EnclaveError, EnclaveOptions};
+use crate::authority::OnFirstUse;
+use crate::{AuthorityChoice, EnclaveError, EnclaveOptions};
 
 /// What nitro-enclave answers to the board: it takes EIFs only, measures them, and adds an NSM.
 #[derive(Debug)]
@@ -19,16 +21,23 @@ pub struct Enclave {
     /// The module's name, where the user gave one.
     id: Option<ModuleId>,
     measured: Option<Measurements>,
+    /// The authority, where it is not the user's own, which is made on first use.
+    authority: Option<Authority>,
 }
 
 impl Enclave {
     /// An enclave with these options.
     ///
     /// # Errors
-    /// [`EnclaveError::ModuleId`] when the user's id is not of an NSM's form.
+    /// [`EnclaveError::ModuleId`] when the user's id is not of an NSM's form, [`EnclaveError::Authority`] when the authority that the user
+    /// names is not to be had.
     pub fn new(options: EnclaveOptions) -> Result<Self, EnclaveError> {
         let id = options.id.as_deref().map(ModuleId::parse).transpose()?;
-        Ok(Self { options, id, measured: None })
+        let authority = match &options.authority {
+            AuthorityChoice::User => None,
+            choice => Some(choice.load()?),
+        };
+        Ok(Self { options, id, measured: None, authority })
     }
 
     /// The image with the user's initrd and command line appended.
@@ -60,6 +69,9 @@ impl Enclave {
 
     /// The PCR bank as the hypervisor leaves it.
     pub(crate) fn boot_bank(&self, measured: &Measurements) -> PcrBank {
+        if self.options.debug_mode {
+            return PcrBank::debug_boot();
+        }
         let Measurements { pcr0, pcr1, pcr2, pcr8 } = *measured;
         let mut measurements = BootMeasurements::new(pcr0, pcr1, pcr2).with_instance_id(&self.options.parent_id);
         if let Some(role) = &self.options.parent_role {
@@ -124,7 +136,12 @@ impl Variant for Enclave {
     fn devices(&mut self) -> Result<Vec<Box<dyn VirtioDevice>>, VariantError> {
         // Without a measured image the board would have stopped before.
         let Some(measured) = &self.measured else { return Ok(Vec::new()) };
-        let module = Nsm::new(self.module_id(measured), self.boot_bank(measured));
+        let form = self.options.document_map;
+        let attestor: Box<dyn Attestor> = match &self.authority {
+            Some(authority) => Box::new(Signer::new(authority.clone(), form)),
+            None => Box::new(OnFirstUse::new(form)),
+        };
+        let module = Nsm::new(self.module_id(measured), self.boot_bank(measured)).with_attestor(attestor);
         Ok(vec![Box::new(NsmDevice::new(module))])
     }
 

@@ -59,6 +59,9 @@ pub enum EnclaveError {
     /// The user's module id.
     #[error("the enclave's id is not one that an NSM can have")]
     ModuleId(#[from] nsm::ModuleIdError),
+    /// The authority that signs attestation documents.
+    #[error("the enclave's attestation authority is not to be had")]
+    Authority(#[from] crate::LoadError),
 }
 
 /// What to do about it, after a semicolon, where the cause is known.

@@ -3,21 +3,25 @@
 //! A variant of [`microvm`] as in QEMU 10 (hw/i386/nitro_enclave.c): it takes Enclave Images and nothing else, boots the kernel, the ramdisks and the command line
 //! within, and adds a virtio NSM whose PCRs hold the image's measurements. ACPI is off unless asked for, since enclaves' kernels have none.
 //!
-//! Deliberately missing: vsock to the parent, and signed attestation documents.
+//! Deliberately missing: vsock to the parent.
 
 #![forbid(unsafe_code)]
 
+mod authority;
 mod enclave;
 mod error;
+mod measure;
 mod options;
 #[cfg(test)]
 mod tests;
 
 use microvm::{Host, Machine, MachineError, OnOffAuto, Options};
 
+pub use authority::{AuthorityChoice, LoadError};
 pub use enclave::Enclave;
 pub use error::EnclaveError;
-pub use options::{DEFAULT_PARENT_ID, EnclaveOptions};
+pub use measure::measured_pcrs;
+pub use options::{DEFAULT_PARENT_ID, EnclaveOptions, MapForm};
 
 /// The board's options with this machine type's defaults: `acpi = auto` is off.
 pub fn with_defaults(mut options: Options) -> Options {

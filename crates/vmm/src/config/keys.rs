@@ -151,6 +151,24 @@ pub(crate) static KEYS: &[Key] = &[
         |s, g, b| put(&mut s.enclave.parent_id, g, b),
     )
     .only(ENCLAVE),
+    Key::new(
+        "enclave.authority",
+        "auto|seed:TEXT|PATH",
+        "who signs attestation documents: a PEM file with certificate and key; seed: the same at each run [auto: your own, made on first use]",
+        |s, g, b| put(&mut s.enclave.authority, g, b),
+    )
+    .only(ENCLAVE),
+    Key::new(
+        "enclave.document-map",
+        "definite|indefinite",
+        "length of the map in attestation documents [definite]",
+        |s, g, b| put(&mut s.enclave.document_map, g, b),
+    )
+    .only(ENCLAVE),
+    Key::new("enclave.debug-mode", "true|false", "PCR0 to PCR15 read zero, as in debug mode [false]", |s, g, b| {
+        put(&mut s.enclave.debug_mode, g, b)
+    })
+    .only(ENCLAVE),
 ];
 
 /// The key with that path.

@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use microvm::{AccelChoice, Decompress, OnOffAuto, OnReboot};
+use nitro_enclave::{AuthorityChoice, MapForm};
 
 use crate::config::{MachineType, SerialBackend};
 
@@ -136,6 +137,19 @@ impl FromGiven for Decompress {
 impl FromGiven for OnReboot {
     fn from_given(given: &Given, _: &Path) -> Result<Self, Refusal> {
         choice(given, &[("exit", Self::Exit), ("reset", Self::Reset)])
+    }
+}
+
+impl FromGiven for MapForm {
+    fn from_given(given: &Given, _: &Path) -> Result<Self, Refusal> {
+        choice(given, &[("definite", Self::Definite), ("indefinite", Self::Indefinite)])
+    }
+}
+
+impl FromGiven for AuthorityChoice {
+    fn from_given(given: &Given, base: &Path) -> Result<Self, Refusal> {
+        let parsed = given.text().and_then(|text| Self::parse(text, base));
+        parsed.ok_or_else(|| expected("\"auto\", \"seed:TEXT\" or a path", given))
     }
 }
 
