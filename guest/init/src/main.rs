@@ -6,6 +6,7 @@
 //!
 //! Kernel command line:
 //! - `vmm.end=poweroff|reboot|triple-fault|panic|halt` (default `poweroff`): see [`end`].
+//! - `vmm.heartbeat=on` and `vmm.vsock=echo:PORT:N,connect:PORT:BYTES`: see [`vsock`].
 //! - `vmm.work=loop:N,memory:N`: counted work for benchmarks, see [`work`].
 //!
 //! Deliberately missing: a shell, a network, disks, and any answer to what it finds: it reports, the host judges.
@@ -20,6 +21,7 @@ mod nsm;
 mod selftest;
 mod summary;
 mod system;
+mod vsock;
 mod work;
 
 use cmdline::CommandLine;
@@ -57,6 +59,7 @@ fn main() -> std::process::ExitCode {
         None => console.report("nsm", "absent"),
     }
     selftest::run(&mut console, system.cpus_online);
+    vsock::run(&mut console, &command_line);
     work::run(&mut console, command_line.value("vmm.work"));
     summary::print(&mut console, &system, &devices, nsm.as_ref());
     end::end(console, command_line.value("vmm.end"))

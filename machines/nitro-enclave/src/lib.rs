@@ -1,15 +1,16 @@
-//! The Nitro Enclave machine: microvm with an EIF for a kernel, and an NSM that answers for what was booted.
+//! The Nitro Enclave machine: microvm with an EIF for a kernel, an NSM that answers for what was booted, and a vsock to the parent.
 //!
 //! A variant of [`microvm`] as in QEMU 10 (hw/i386/nitro_enclave.c): it takes Enclave Images and nothing else, boots the kernel, the ramdisks and the command line
 //! within, and adds a virtio NSM whose PCRs hold the image's measurements. ACPI is off unless asked for, since enclaves' kernels have none.
 //!
-//! Deliberately missing: vsock to the parent, and signed attestation documents.
+//! Deliberately missing: signed attestation documents.
 
 #![forbid(unsafe_code)]
 
 mod enclave;
 mod error;
 mod options;
+mod parent;
 #[cfg(test)]
 mod tests;
 
@@ -18,6 +19,7 @@ use microvm::{Host, Machine, MachineError, OnOffAuto, Options};
 pub use enclave::Enclave;
 pub use error::EnclaveError;
 pub use options::{DEFAULT_PARENT_ID, EnclaveOptions};
+pub use parent::{DEFAULT_CID, parent};
 
 /// The board's options with this machine type's defaults: `acpi = auto` is off.
 pub fn with_defaults(mut options: Options) -> Options {
@@ -27,7 +29,8 @@ pub fn with_defaults(mut options: Options) -> Options {
     options
 }
 
-/// Builds an enclave from the EIF that `options.kernel` names; `options.initrd` and `options.cmdline` are appended to the image's.
+/// Builds an enclave from the EIF that `options.kernel` names; `options.initrd` and `options.cmdline` are appended to the image's. Its line to the
+/// parent is `options.vsock`, for which [`parent`] makes the real one's.
 ///
 /// # Errors
 /// [`MachineError`], with an [`EnclaveError`] inside [`MachineError::Variant`] where the image or the enclave's own options are to blame.
