@@ -3,6 +3,7 @@
 //! No socket, no queue, no clock. What the guest can make this hold is bounded: [`MAX_CONNECTIONS`] with two buffers each, and [`MAX_REPLIES`] resets, after which
 //! the guest's packets have to wait ([`Endpoint::can_receive`]).
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 
 use crate::connection::{Connection, State};
@@ -253,8 +254,8 @@ impl Endpoint {
             let key = Key { host_cid, host_port: self.next_port, guest_port };
             // The upper half of the ports, again and again, without VMADDR_PORT_ANY.
             self.next_port = if self.next_port >= u32::MAX - 1 { FIRST_HOST_PORT } else { self.next_port + 1 };
-            if !self.connections.contains_key(&key) {
-                self.connections.insert(key, Connection::offered());
+            if let Entry::Vacant(free) = self.connections.entry(key) {
+                free.insert(Connection::offered());
                 self.schedule(key);
                 return Some(key);
             }

@@ -266,7 +266,8 @@ struct Resolver {
 impl Resolver {
     fn new() -> Self {
         let (board, enclave) = (Options::new(""), EnclaveOptions::default());
-        let settings = Settings { machine: None, board, serial: SerialBackend::Stdio, enclave, vsock: VsockSettings::new() };
+        let settings =
+            Settings { machine: None, board, serial: SerialBackend::Stdio, enclave, vsock: VsockSettings::new() };
         Self { settings, problems: Vec::new(), restricted: Vec::new() }
     }
 

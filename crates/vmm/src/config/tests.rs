@@ -77,7 +77,9 @@ fn every_key_of_a_file_arrives() {
             rng: false,
             vsock: Some(vsock::Options {
                 uds_path: Some("dir/v.sock".into()),
-                forwards: ["guest:5000=tcp:127.0.0.1:5000", "unix:dir/app.sock=guest:80"].map(|f| f.parse().unwrap()).into(),
+                forwards: ["guest:5000=tcp:127.0.0.1:5000", "unix:dir/app.sock=guest:80"]
+                    .map(|f| f.parse().unwrap())
+                    .into(),
                 ..nitro_enclave::parent(42, Some(Duration::from_secs(60)))
             }),
             ..Options::new("dir/app.eif")

@@ -367,7 +367,9 @@ mod tests {
     #[test]
     fn a_cid_that_is_somebody_elses_is_refused() {
         assert_eq!(Cid::from_given(&Given::Integer(4), 4), Ok(Cid(4)));
-        for given in [Given::Integer(3), Given::Integer(-1), Given::Integer(u32::MAX.into()), Given::Word("x".to_owned())] {
+        for given in
+            [Given::Integer(3), Given::Integer(-1), Given::Integer(u32::MAX.into()), Given::Word("x".to_owned())]
+        {
             assert!(Cid::from_given(&given, 4).is_err(), "{given:?}");
         }
     }

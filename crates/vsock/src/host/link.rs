@@ -196,7 +196,8 @@ mod tests {
     fn only_a_connect_with_one_port_is_a_greeting() {
         assert_eq!(parse_greeting(b"CONNECT 52\n"), Some(52));
         assert_eq!(parse_greeting(b"connect 4294967294\r\n"), Some(u32::MAX - 1));
-        for line in [&b"CONNECT\n"[..], b"CONNECT 1 2\n", b"CONNECT x\n", b"GET / HTTP/1.1\n", b"\xff 1\n", b"CONNECT -1\n"]
+        for line in
+            [&b"CONNECT\n"[..], b"CONNECT 1 2\n", b"CONNECT x\n", b"GET / HTTP/1.1\n", b"\xff 1\n", b"CONNECT -1\n"]
         {
             assert_eq!(parse_greeting(line), None);
         }

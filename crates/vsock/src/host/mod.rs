@@ -19,7 +19,9 @@ use event_loop::{Interest, Ready, SourceId, TimerHandle};
 use tracing::{debug, error, info, warn};
 
 use crate::packet::{Header, shutdown};
-use crate::{Endpoint, Event, Forward, HEARTBEAT_PORT, Heartbeat, Key, MAX_CONNECTIONS, Options, Statistics, VsockError};
+use crate::{
+    Endpoint, Event, Forward, HEARTBEAT_PORT, Heartbeat, Key, MAX_CONNECTIONS, Options, Statistics, VsockError,
+};
 use link::{Link, Look, Stage};
 use socket::{Listener, Socket, Target};
 
@@ -373,7 +375,8 @@ impl Inner {
                 self.endpoint.accept(key);
             }
             outcome => {
-                let why = outcome.and_then(Result::err).map_or("nothing is there".to_owned(), |error| error.to_string());
+                let why =
+                    outcome.and_then(Result::err).map_or("nothing is there".to_owned(), |error| error.to_string());
                 info!("vsock refused the guest's connection to port {port}: {why}");
                 self.endpoint.reset(key);
             }
@@ -390,7 +393,9 @@ impl Inner {
     }
 
     fn established(&mut self, key: Key) {
-        let Some((id, link)) = self.by_key.get(&key).and_then(|id| Some((*id, self.links.get_mut(id)?))) else { return };
+        let Some((id, link)) = self.by_key.get(&key).and_then(|id| Some((*id, self.links.get_mut(id)?))) else {
+            return;
+        };
         if matches!(link.stage, Stage::Offered { greeted: true }) {
             // A socket that was never written to has room for a line; a client that is gone is found later.
             let _ = link.socket.write(format!("OK {}\n", key.host_port).as_bytes());

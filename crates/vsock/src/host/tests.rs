@@ -166,7 +166,7 @@ impl Bench {
         let host = Host::start(&options, surroundings).unwrap();
         host.lock().go_online();
         let (sender, packets) = channel();
-        host.on_packets(move || drop(sender.send(())));
+        host.on_packets(move || sender.send(()).unwrap_or_default());
         let guest = Guest { host: host.clone(), packets, streams: HashMap::new() };
         (Self { directory, host, power, _events: events }, guest)
     }
