@@ -156,7 +156,9 @@ impl Shared {
         self.scheduled.store(false, Ordering::SeqCst);
         let mut slot = self.active();
         let Some(active) = &mut *slot else { return };
-        match active.turn(&mut self.host.lock()) {
+        // The host's side is locked for the turn alone: what follows a broken queue locks it again.
+        let outcome = active.turn(&mut self.host.lock());
+        match outcome {
             Ok(false) => {}
             Ok(true) => self.schedule(),
             Err(error) => {
