@@ -18,7 +18,8 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("guest-memory", &[]),
     ("chipset", &["bus"]),
     ("event-loop", &["bus"]),
-    ("virtio", &["bus", "guest-memory", "nsm"]),
+    ("vsock", &["bus", "event-loop"]),
+    ("virtio", &["bus", "guest-memory", "nsm", "vsock"]),
     // The processors.
     ("accel", &["guest-memory", "x86"]),
     ("soft-cpu", &["guest-memory", "x86"]),
@@ -39,11 +40,12 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
             "firmware-tables",
             "guest-memory",
             "virtio",
+            "vsock",
             "x86",
         ],
     ),
-    ("nitro-enclave", &["attestation", "boot", "bus", "eif", "guest-memory", "microvm", "nsm", "virtio"]),
-    ("vmm", &["attestation", "bus", "event-loop", "microvm", "nitro-enclave"]),
+    ("nitro-enclave", &["attestation", "boot", "bus", "eif", "guest-memory", "microvm", "nsm", "virtio", "vsock"]),
+    ("vmm", &["attestation", "bus", "event-loop", "microvm", "nitro-enclave", "vsock"]),
     // Commands beside the launcher.
     ("eif-cli", &["eif"]),
     // Around the house.

@@ -14,6 +14,8 @@ pub enum PowerRequest {
     Quit,
     /// A guest test program ended the run through the debug-exit port, with this process exit code.
     Exit(u8),
+    /// An enclave did not give its heartbeat in time.
+    HeartbeatTimeout,
     /// The VMM cannot go on; the reason has been recorded by whoever asked.
     Fatal,
 }

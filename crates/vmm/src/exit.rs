@@ -21,18 +21,21 @@ pub enum ExitStatus {
     TripleFault,
     /// The user ended the run: Ctrl-A x, SIGINT, SIGTERM or SIGHUP.
     Quit,
+    /// An enclave did not give its heartbeat within `enclave.heartbeat-timeout`.
+    NoHeartbeat,
     /// A test program in the guest chose the code through the debug-exit port.
     Debug(u8),
 }
 
 /// What `--help` says about each.
-pub(crate) const MEANINGS: [(ExitStatus, &str); 6] = [
+pub(crate) const MEANINGS: [(ExitStatus, &str); 7] = [
     (ExitStatus::PoweredOff, "the guest powered off; for nitro-enclave: the enclave ended, by power-off or reboot"),
     (ExitStatus::Failed, "vmm could not start or go on; the reason is on standard error"),
     (ExitStatus::Usage, "the command line or the configuration file is wrong"),
     (ExitStatus::Reset, "the guest of a microvm rebooted, with machine.on-reboot = \"exit\""),
     (ExitStatus::TripleFault, "the guest triple-faulted"),
     (ExitStatus::Quit, "ended from outside: Ctrl-A x, SIGINT, SIGTERM or SIGHUP"),
+    (ExitStatus::NoHeartbeat, "the enclave gave no heartbeat within enclave.heartbeat-timeout"),
 ];
 
 impl ExitStatus {
@@ -46,6 +49,7 @@ impl ExitStatus {
             PowerRequest::Reset(_) => Self::Reset,
             PowerRequest::Quit => Self::Quit,
             PowerRequest::Exit(code) => Self::Debug(code),
+            PowerRequest::HeartbeatTimeout => Self::NoHeartbeat,
             PowerRequest::Fatal => Self::Failed,
         }
     }
@@ -59,6 +63,7 @@ impl ExitStatus {
             Self::Reset => 3,
             Self::TripleFault => 4,
             Self::Quit => 5,
+            Self::NoHeartbeat => 6,
             Self::Debug(code) => code,
         }
     }
@@ -91,6 +96,6 @@ mod tests {
     #[test]
     fn every_code_is_explained_in_order() {
         let codes: Vec<_> = MEANINGS.iter().map(|(status, _)| status.code()).collect();
-        assert_eq!(codes, [0, 1, 2, 3, 4, 5]);
+        assert_eq!(codes, [0, 1, 2, 3, 4, 5, 6]);
     }
 }

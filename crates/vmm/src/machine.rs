@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use microvm::{AccelChoice, Host, Machine, MachineError, Plain};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config;
 
@@ -16,6 +17,9 @@ pub(crate) fn build(
     serial: Box<dyn Write + Send>,
 ) -> Result<Machine, MachineError> {
     let host = Host { serial };
+    if machine.board().vsock.is_some() {
+        raise_descriptor_limit();
+    }
     match machine {
         config::Machine::Microvm(mut board) => {
             board.accel = accel;
@@ -25,5 +29,13 @@ pub(crate) fn build(
             board.accel = accel;
             nitro_enclave::machine(board, enclave, host)
         }
+    }
+}
+
+/// Each connection of the guest's has a descriptor here, and the usual limit of 1024 is for programs that use `select`.
+fn raise_descriptor_limit() {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::debug!("the limit of open files stays as it is: {error}");
     }
 }

@@ -38,7 +38,7 @@ fn every_key_that_is_commented_out_is_one_as_well() {
         let live: String = text
             .lines()
             .map(|line| match line.strip_prefix("# ") {
-                Some(rest) if rest.split_once(" = \"").is_some_and(|(key, _)| !key.contains([' ', '('])) => rest,
+                Some(rest) if rest.split_once(" = ").is_some_and(|(key, _)| !key.contains([' ', '('])) => rest,
                 _ => line,
             })
             .map(|line| format!("{line}\n"))

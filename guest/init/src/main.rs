@@ -8,6 +8,7 @@
 //! - `vmm.end=poweroff|reboot|triple-fault|panic|halt` (default `poweroff`): see [`end`].
 //! - `vmm.attest=HEX`, `vmm.nsm-check=1`: a signed document, AWS's checks of an NSM, see [`attestation`].
 //! - `vmm.work=NAME:N,...`: work for benchmarks, see [`work`].
+//! - `vmm.heartbeat=on` and `vmm.vsock=echo:PORT:N,connect:PORT:BYTES`: see [`vsock`].
 //!
 //! Deliberately missing: a shell, a network, disks, and any answer to what it finds: it reports, the host judges.
 
@@ -22,6 +23,7 @@ mod nsm;
 mod selftest;
 mod summary;
 mod system;
+mod vsock;
 mod work;
 
 use cmdline::CommandLine;
@@ -63,6 +65,7 @@ fn main() -> std::process::ExitCode {
     }
     attestation::run(&mut console, &command_line);
     selftest::run(&mut console, system.cpus_online);
+    vsock::run(&mut console, &command_line);
     work::run(&mut console, command_line.value("vmm.work"));
     summary::print(&mut console, &system, &devices, nsm.as_ref());
     end::end(console, command_line.value("vmm.end"))

@@ -76,6 +76,9 @@ pub enum MachineError {
     /// Two devices at one address: a mistake in this crate's tables.
     #[error(transparent)]
     Overlap(#[from] bus::OverlapError),
+    /// The vsock's sockets on the host cannot be had.
+    #[error("the vsock cannot be connected to the host")]
+    Vsock(#[from] vsock::VsockError),
     /// The event loop cannot be started.
     #[error(transparent)]
     EventLoop(#[from] event_loop::EventLoopError),

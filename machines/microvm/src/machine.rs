@@ -14,6 +14,7 @@ use guest_memory::GuestMemory;
 use tracing::{debug, info};
 use virtio::VirtioDevice;
 use virtio::rng::Rng;
+use virtio::vsock::VsockDevice;
 use x86::paging::PAGE_SIZE;
 use x86::{CpuState, msr};
 
@@ -96,6 +97,17 @@ impl Machine {
         variant.check_image(&options, &variant::image_head(&options)?)?;
         let payload = variant.load(&options)?;
         let mut devices = variant.devices()?;
+        let clock = Arc::new(MonotonicClock::start());
+        let event_loop = EventLoop::start(clock.clone())?;
+        let power = PowerControl::new();
+        if let Some(vsock) = &options.vsock {
+            let surroundings =
+                vsock::Surroundings { events: event_loop.handle(), clock: clock.clone(), power: power.clone() };
+            let host = vsock::Host::start(vsock, surroundings)?;
+            let events = event_loop.handle();
+            let run_soon = Box::new(move |task| events.run_soon(task));
+            devices.push(Box::new(VsockDevice::new(vsock.guest_cid, host, run_soon)));
+        }
         if options.rng {
             devices.push(Box::new(Rng::new()) as Box<dyn VirtioDevice>);
         }
@@ -104,9 +116,6 @@ impl Machine {
         let regions: Vec<_> = regions.iter().filter(|r| r.1 > 0).map(|&(base, size)| (base, size as usize)).collect();
         let memory = guest_memory::allocate(&regions)?;
         let vm = accelerator.create_vm(VmConfig { vcpus: options.cpus, memory: memory.clone() })?;
-        let clock = Arc::new(MonotonicClock::start());
-        let event_loop = EventLoop::start(clock.clone())?;
-        let power = PowerControl::new();
         let parts = Parts {
             memory: &memory,
             vm: vm.clone(),

@@ -99,6 +99,8 @@ pub struct Options {
     pub on_reboot: OnReboot,
     /// A virtio-rng device, fed by the host. On by default.
     pub rng: bool,
+    /// A virtio-vsock device and what it reaches on the host. None by default.
+    pub vsock: Option<vsock::Options>,
 }
 
 impl Options {
@@ -121,6 +123,7 @@ impl Options {
             decompress: Decompress::Native,
             on_reboot: OnReboot::Exit,
             rng: true,
+            vsock: None,
         }
     }
 

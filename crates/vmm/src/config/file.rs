@@ -95,7 +95,13 @@ fn given(value: &Spanned<DeValue<'_>>) -> Given {
         DeValue::Boolean(boolean) => Given::Boolean(*boolean),
         DeValue::Float(_) => Given::Other("a fraction"),
         DeValue::Datetime(_) => Given::Other("a date"),
-        DeValue::Array(_) => Given::Other("an array"),
+        DeValue::Array(array) => {
+            let texts = array.iter().map(|value| match value.get_ref() {
+                DeValue::String(text) => Some(text.clone().into_owned()),
+                _ => None,
+            });
+            texts.collect::<Option<_>>().map_or(Given::Other("an array of other things than strings"), Given::List)
+        }
         DeValue::Table(_) => Given::Other("a table"),
     }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use microvm::Options;
 
-use crate::config::value::{CpuCount, FromGiven, Given, Refusal, Size, closest};
+use crate::config::value::{Cid, CpuCount, Forwards, FromGiven, Given, Refusal, Seconds, Size, closest};
 use crate::config::{MachineType, Settings};
 
 type Setter = fn(&mut Settings, &Given, &Path) -> Result<(), Refusal>;
@@ -69,6 +69,7 @@ fn memory(options: &mut Options, given: &Given, base: &Path) -> Result<(), Refus
 
 const SWITCH: &str = "on|off|auto";
 const ENCLAVE: MachineType = MachineType::NitroEnclave;
+const MICROVM: MachineType = MachineType::Microvm;
 
 /// The keys, in the order of `--help`.
 pub(crate) static KEYS: &[Key] = &[
@@ -169,6 +170,41 @@ pub(crate) static KEYS: &[Key] = &[
         put(&mut s.enclave.debug_mode, g, b)
     })
     .only(ENCLAVE),
+    Key::new("enclave.cid", "N", "the enclave's vsock CID, from 4 up [16]", |s, g, _| {
+        s.vsock.enclave_cid = Cid::from_given(g, 4)?.0;
+        Ok(())
+    })
+    .only(ENCLAVE),
+    Key::new(
+        "enclave.heartbeat-timeout",
+        "SECONDS",
+        "end the run if the enclave's init has not reached port 9000 by then [none: wait for ever]",
+        |s, g, b| {
+            s.vsock.heartbeat_timeout = Some(Seconds::from_given(g, b)?.0);
+            Ok(())
+        },
+    )
+    .only(ENCLAVE),
+    Key::new("vsock.cid", "N", "gives a microvm a vsock with this CID, from 3 up [none: no vsock]", |s, g, _| {
+        s.vsock.cid = Some(Cid::from_given(g, 3)?.0);
+        Ok(())
+    })
+    .only(MICROVM),
+    Key::new(
+        "vsock.uds-path",
+        "PATH",
+        "Unix socket where the host says CONNECT <port>; the guest's port P goes to PATH_P [none]",
+        |s, g, b| put_some(&mut s.vsock.uds_path, g, b),
+    ),
+    Key::new(
+        "vsock.forward",
+        "[\"FROM=TO\", ...]",
+        "pass connections on: guest:5000=tcp:127.0.0.1:5000, or unix:app.sock=guest:5000 [none]",
+        |s, g, b| {
+            s.vsock.forwards = Forwards::from_given(g, b)?.0;
+            Ok(())
+        },
+    ),
 ];
 
 /// The key with that path.
@@ -204,6 +240,9 @@ fn synonym(name: &str) -> Option<&'static str> {
         "instance-id" => "enclave.parent-id",
         "role" | "role-arn" => "enclave.parent-role",
         "module-id" => "enclave.id",
+        "enclave-cid" | "guest-cid" => "enclave.cid",
+        "uds" | "socket" => "vsock.uds-path",
+        "forwards" | "vsock-proxy" => "vsock.forward",
         "console" | "chardev" | "tty" => "serial.backend",
         _ => return None,
     })
@@ -247,6 +286,6 @@ mod tests {
         paths.sort_unstable();
         paths.dedup();
         assert_eq!(paths.len(), KEYS.len());
-        assert_eq!(tables(), ["machine", "serial", "devices", "enclave"]);
+        assert_eq!(tables(), ["machine", "serial", "devices", "enclave", "vsock"]);
     }
 }

@@ -10,6 +10,7 @@ mod value;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use microvm::Options;
 use nitro_enclave::EnclaveOptions;
@@ -189,6 +190,39 @@ pub(crate) struct Settings {
     board: Options,
     serial: SerialBackend,
     enclave: EnclaveOptions,
+    vsock: VsockSettings,
+}
+
+/// What the keys say about the vsock, before it is known whose it is.
+struct VsockSettings {
+    enclave_cid: u32,
+    heartbeat_timeout: Option<Duration>,
+    cid: Option<u32>,
+    uds_path: Option<PathBuf>,
+    forwards: Vec<vsock::Forward>,
+}
+
+impl VsockSettings {
+    fn new() -> Self {
+        let (heartbeat_timeout, cid, uds_path, forwards) = (None, None, None, Vec::new());
+        Self { enclave_cid: nitro_enclave::DEFAULT_CID, heartbeat_timeout, cid, uds_path, forwards }
+    }
+
+    /// The vsock of a `machine`: an enclave always has one, a microvm where it has a CID.
+    fn options(self, machine: MachineType) -> Option<vsock::Options> {
+        let Self { enclave_cid, heartbeat_timeout, cid, uds_path, forwards } = self;
+        let bare = match machine {
+            MachineType::NitroEnclave => nitro_enclave::parent(enclave_cid, heartbeat_timeout),
+            MachineType::Microvm => vsock::Options {
+                guest_cid: cid?,
+                host_cid: vsock::HOST_CID,
+                uds_path: None,
+                forwards: Vec::new(),
+                heartbeat: None,
+            },
+        };
+        Some(vsock::Options { uds_path, forwards, ..bare })
+    }
 }
 
 impl Configuration {
@@ -232,7 +266,8 @@ struct Resolver {
 impl Resolver {
     fn new() -> Self {
         let (board, enclave) = (Options::new(""), EnclaveOptions::default());
-        let settings = Settings { machine: None, board, serial: SerialBackend::Stdio, enclave };
+        let settings =
+            Settings { machine: None, board, serial: SerialBackend::Stdio, enclave, vsock: VsockSettings::new() };
         Self { settings, problems: Vec::new(), restricted: Vec::new() }
     }
 
@@ -314,8 +349,14 @@ impl Resolver {
                 self.problems.push(Problem { origin, key, message, suggestion: None });
             }
         }
+        let vsock = &self.settings.vsock;
+        let unused = vsock.cid.is_none() && (vsock.uds_path.is_some() || !vsock.forwards.is_empty());
+        if unused && self.settings.machine == Some(MachineType::Microvm) && !mentioned(&self.problems, "vsock.cid") {
+            self.missing("vsock.cid", "a microvm has no vsock without a CID, such as --set vsock.cid=3".to_owned());
+        }
         self.problems.sort_by_key(|problem| problem.origin.position());
-        let Settings { machine, board, serial, enclave } = self.settings;
+        let Settings { machine, mut board, serial, enclave, vsock } = self.settings;
+        board.vsock = machine.and_then(|machine| vsock.options(machine));
         match machine {
             _ if !self.problems.is_empty() => Err(ConfigError::Mistakes(self.problems)),
             Some(MachineType::NitroEnclave) => {

@@ -49,6 +49,11 @@ fn every_key_of_a_file_arrives() {
         id = "i-1234567890abcdef0-enc0123456789abcdef"
         parent-role = "arn:role"
         parent-id = "i-0"
+        cid = 42
+        heartbeat-timeout = 60
+        [vsock]
+        uds-path = "v.sock"
+        forward = ["guest:5000=tcp:127.0.0.1:5000", "unix:app.sock=guest:80"]
     "#;
     let Configuration { machine, serial } = resolve(Some(file), &[]).unwrap();
     let Machine::NitroEnclave(board, enclave) = machine else { panic!("an enclave") };
@@ -70,12 +75,30 @@ fn every_key_of_a_file_arrives() {
             decompress: microvm::Decompress::Guest,
             on_reboot: OnReboot::Reset,
             rng: false,
+            vsock: Some(vsock::Options {
+                uds_path: Some("dir/v.sock".into()),
+                forwards: ["guest:5000=tcp:127.0.0.1:5000", "unix:dir/app.sock=guest:80"]
+                    .map(|f| f.parse().unwrap())
+                    .into(),
+                ..nitro_enclave::parent(42, Some(Duration::from_secs(60)))
+            }),
             ..Options::new("dir/app.eif")
         }
     );
     assert_eq!(enclave.id.as_deref(), Some("i-1234567890abcdef0-enc0123456789abcdef"));
     assert_eq!((enclave.parent_role.as_deref(), enclave.parent_id.as_str()), (Some("arn:role"), "i-0"));
     assert_eq!(serial, SerialBackend::File("dir/../console.log".into()));
+}
+
+#[test]
+fn an_enclave_always_has_a_vsock_and_a_microvm_where_it_has_a_cid() {
+    let vsock = |arguments: &[&str]| resolve(None, arguments).unwrap().machine.board().vsock.clone();
+    assert_eq!(vsock(&["-M", "nitro-enclave", "--kernel", "k"]), Some(nitro_enclave::parent(16, None)));
+    assert_eq!(vsock(&["-M", "microvm", "--kernel", "k"]), None);
+    let with_cid = vsock(&["-M", "microvm", "--kernel", "k", "--set", "vsock.cid=3"]).unwrap();
+    assert_eq!((with_cid.guest_cid, with_cid.host_cid, with_cid.heartbeat), (3, vsock::HOST_CID, None));
+    let text = mistakes(None, &["-M", "microvm", "--kernel", "k", "--set", "vsock.uds-path=v.sock"]);
+    assert_eq!(text, "vsock.cid: a microvm has no vsock without a CID, such as --set vsock.cid=3");
 }
 
 #[test]
@@ -132,7 +155,7 @@ parent-id = "i-1"
   dir/vm.toml:9: machine.isa-serial: expected true or false, found "true"; did you mean true?
   dir/vm.toml:10: machine.on-reboot: expected one of "exit", "reset", found an array
   dir/vm.toml:11: machine.smp: unknown key; did you mean machine.cpus?
-  dir/vm.toml:13: unknown table [seriel]; there are [machine], [serial], [devices], [enclave]; did you mean [serial]?
+  dir/vm.toml:13: unknown table [seriel]; there are [machine], [serial], [devices], [enclave], [vsock]; did you mean [serial]?
   dir/vm.toml:17: enclave.parent-id: only a nitro-enclave has this, and the machine is a microvm
   --serial sdtio: serial.backend: expected "stdio", "none" or "file:PATH", found "sdtio"; did you mean "stdio"?
   --set machine.ptt=on: machine.ptt: unknown key; did you mean machine.pit?

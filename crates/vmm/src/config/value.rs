@@ -3,9 +3,11 @@
 //! A value comes from a TOML file, typed, or from the command line, as a word; the same parser reads both.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use microvm::{AccelChoice, Decompress, OnOffAuto, OnReboot};
 use nitro_enclave::{AuthorityChoice, MapForm};
+use vsock::Forward;
 
 use crate::config::{MachineType, SerialBackend};
 
@@ -20,6 +22,8 @@ pub(crate) enum Given {
     Integer(i64),
     /// A TOML boolean.
     Boolean(bool),
+    /// A TOML array of strings.
+    List(Vec<String>),
     /// Any other TOML value, by the name of its type.
     Other(&'static str),
 }
@@ -38,6 +42,7 @@ impl Given {
             Self::Word(text) | Self::Text(text) => format!("{text:?}"),
             Self::Integer(integer) => format!("the number {integer}"),
             Self::Boolean(boolean) => format!("{boolean} without quotes"),
+            Self::List(_) => "an array".to_owned(),
             Self::Other(kind) => (*kind).to_owned(),
         }
     }
@@ -204,6 +209,59 @@ impl FromGiven for CpuCount {
     }
 }
 
+/// A guest's CID. 0 to 2 are others', and `u32::MAX` is everyone; what more is taken depends on the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Cid(pub(crate) u32);
+
+impl Cid {
+    /// Reads a CID from `least` up.
+    pub(crate) fn from_given(given: &Given, least: u32) -> Result<Self, Refusal> {
+        let cid = match given {
+            Given::Integer(integer) => u32::try_from(*integer).ok(),
+            Given::Word(word) => word.parse().ok(),
+            _ => None,
+        };
+        cid.filter(|cid| (least..u32::MAX).contains(cid))
+            .map(Self)
+            .ok_or_else(|| expected(&format!("a CID, a whole number from {least} to 4294967294"), given))
+    }
+}
+
+/// A time in seconds, such as `60`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Seconds(pub(crate) Duration);
+
+impl FromGiven for Seconds {
+    fn from_given(given: &Given, _: &Path) -> Result<Self, Refusal> {
+        let seconds = match given {
+            Given::Integer(integer) => u32::try_from(*integer).ok(),
+            Given::Word(word) => word.parse().ok(),
+            _ => None,
+        };
+        let seconds = seconds.filter(|seconds| *seconds > 0);
+        seconds
+            .map(|seconds| Self(Duration::from_secs(seconds.into())))
+            .ok_or_else(|| expected("a whole number of seconds, such as 60", given))
+    }
+}
+
+/// Forwards: an array of strings, or a word with commas between them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Forwards(pub(crate) Vec<Forward>);
+
+impl FromGiven for Forwards {
+    fn from_given(given: &Given, base: &Path) -> Result<Self, Refusal> {
+        let texts: Vec<&str> = match given {
+            Given::List(list) => list.iter().map(String::as_str).collect(),
+            Given::Word(text) => text.split(',').filter(|text| !text.is_empty()).collect(),
+            _ => return Err(expected("an array, such as [\"guest:5000=tcp:127.0.0.1:5000\"]", given)),
+        };
+        let read = |text: &str| text.parse::<Forward>().map(|forward| forward.relative_to(base));
+        let forwards = texts.into_iter().map(read).collect::<Result<_, _>>();
+        forwards.map(Self).map_err(|error| Refusal { message: error.to_string(), suggestion: None })
+    }
+}
+
 /// A size in bytes, written with a binary unit: `"512M"`, `"1GiB"`, `"65536K"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Size(pub(crate) u64);
@@ -306,6 +364,28 @@ mod tests {
         );
         assert!(word::<CpuCount>("0").is_err());
         assert_eq!(word::<CpuCount>("2").unwrap(), CpuCount(2));
+    }
+
+    #[test]
+    fn forwards_come_as_an_array_or_with_commas_and_start_from_the_base() {
+        let both = word::<Forwards>("guest:1=unix:a,tcp:0.0.0.0:80=guest:2").unwrap();
+        assert_eq!(both.0, ["guest:1=unix:/base/a", "tcp:0.0.0.0:80=guest:2"].map(|text| text.parse().unwrap()));
+        let list = Given::List(vec!["guest:1=unix:/base/a".to_owned(), "tcp:0.0.0.0:80=guest:2".to_owned()]);
+        assert_eq!(Forwards::from_given(&list, Path::new("/base")), Ok(both));
+        let (message, _) = refusal::<Forwards>(Given::List(vec!["5000".to_owned()]));
+        assert!(message.starts_with("expected FROM=TO, such as"), "{message}");
+        let (message, _) = refusal::<Forwards>(Given::Text("guest:1=unix:a".to_owned()));
+        assert!(message.starts_with("expected an array, such as"), "{message}");
+    }
+
+    #[test]
+    fn a_cid_that_is_somebody_elses_is_refused() {
+        assert_eq!(Cid::from_given(&Given::Integer(4), 4), Ok(Cid(4)));
+        for given in
+            [Given::Integer(3), Given::Integer(-1), Given::Integer(u32::MAX.into()), Given::Word("x".to_owned())]
+        {
+            assert!(Cid::from_given(&given, 4).is_err(), "{given:?}");
+        }
     }
 
     #[test]
