@@ -27,6 +27,7 @@ use crate::core::{Core, DecodeMode, Outcome};
 use crate::decode::Lowered;
 use crate::op::Op;
 use classify::Class;
+pub(crate) use arena::Arena;
 pub use thunk::ThunkCache;
 
 /// Lowers an instruction of this family; `None` if it is not one.
