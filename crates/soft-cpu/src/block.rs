@@ -317,7 +317,16 @@ impl Block {
         bytes.extend_from_slice(&second.bytes);
         let (ops, used) = decode::decode_one(&bytes, key.rip, key.mode, thunks);
         let next_rip = key.rip.wrapping_add(used as u64) & key.mode.ip_mask();
-        Ok(Self { key, ops, next_rip, overwrites, crosses: true, rip: key.rip, sources: [Some(first), Some(second)], native: NativeBlock::default() })
+        Ok(Self {
+            key,
+            ops,
+            next_rip,
+            overwrites,
+            crosses: true,
+            rip: key.rip,
+            sources: [Some(first), Some(second)],
+            native: NativeBlock::default(),
+        })
     }
 
     /// Code outside RAM (a jump into nothing): an MMIO fetch of ones, which decodes as an invalid instruction.

@@ -41,12 +41,14 @@ pub enum TranslatorMode {
     On {
         /// At which execution: 1 is the first.
         threshold: u32,
+        /// Exceptions see every status flag, also those that the code overwrites unread: slower, and what comparisons need.
+        precise: bool,
     },
 }
 
 impl TranslatorMode {
     /// Translation of what pays.
-    pub const DEFAULT: Self = Self::On { threshold: 8 };
+    pub const DEFAULT: Self = Self::On { threshold: 8, precise: false };
 }
 
 impl Cpu {
@@ -59,7 +61,7 @@ impl Cpu {
     pub fn set_translator(&mut self, mode: TranslatorMode) {
         self.translator = match mode {
             TranslatorMode::Off => None,
-            TranslatorMode::On { threshold } => Translator::new(threshold).map(Box::new),
+            TranslatorMode::On { threshold, precise } => Translator::new(threshold, precise).map(Box::new),
         };
     }
 

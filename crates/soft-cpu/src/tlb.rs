@@ -95,11 +95,7 @@ impl Tlb {
         let entry = &self.tables[rights as usize][usize::from(write)][index(linear)];
         // One comparison catches a wrong page and an access that crosses into the next.
         let offset = entry.tag ^ linear;
-        if offset <= 4096 - size as u64 {
-            Some(HostAddress::from_raw(entry.page + offset as usize))
-        } else {
-            None
-        }
+        if offset <= 4096 - size as u64 { Some(HostAddress::from_raw(entry.page + offset as usize)) } else { None }
     }
 
     /// Enters the translation of `linear`'s page to the page of `host` (both with the same offset).

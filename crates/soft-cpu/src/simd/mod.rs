@@ -26,8 +26,8 @@ use iced_x86::{Instruction, Mnemonic};
 use crate::core::{Core, DecodeMode, Outcome};
 use crate::decode::Lowered;
 use crate::op::Op;
-use classify::Class;
 pub(crate) use arena::Arena;
+use classify::Class;
 pub use thunk::ThunkCache;
 
 /// Lowers an instruction of this family; `None` if it is not one.

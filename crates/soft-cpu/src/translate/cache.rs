@@ -154,6 +154,7 @@ pub struct TranslatorStatistics {
 /// One CPU's translator.
 pub(crate) struct Translator {
     threshold: u32,
+    precise: bool,
     arena: Arena,
     stubs: Stubs,
     translations: Vec<Translation>,
@@ -182,8 +183,9 @@ pub(crate) enum Entered {
 }
 
 impl Translator {
-    /// A translator for blocks that were executed `threshold` times; `None` if there is no memory for code.
-    pub(crate) fn new(threshold: u32) -> Option<Self> {
+    /// A translator for blocks that were executed `threshold` times; `None` if there is no memory for code. `precise`: an exception's frame has also the
+    /// flags that nothing else will read.
+    pub(crate) fn new(threshold: u32, precise: bool) -> Option<Self> {
         let mut arena = match Arena::with_size(c"vmm-translations", ARENA_SIZE) {
             Ok(arena) => arena,
             Err(error) => {
@@ -194,6 +196,7 @@ impl Translator {
         let stubs = place_stubs(&mut arena)?;
         Some(Self {
             threshold,
+            precise,
             arena,
             stubs,
             translations: Vec::new(),
@@ -319,6 +322,7 @@ impl Translator {
             self.arena.next(),
             &self.stubs,
             self.links.len() as u32,
+            self.precise,
         )?;
         let base = self.arena.append(&generated.code)?;
         self.sites.push(generated.sites);
@@ -378,7 +382,7 @@ impl Translator {
         }
         let base = self.arena.next();
         let generated =
-            generate(block.bytes()?, block.rip, &block.ops, base, &self.stubs, self.links.len() as u32)?;
+            generate(block.bytes()?, block.rip, &block.ops, base, &self.stubs, self.links.len() as u32, self.precise)?;
         let placed = self.arena.append(&generated.code)?;
         debug_assert_eq!(placed, base);
         for link in &generated.links {

@@ -66,6 +66,28 @@ pub(super) struct Classified<'a> {
     pub(super) kill: u32,
     /// Its host code changes flags.
     pub(super) touches: bool,
+    /// Flags that somebody reads later, before it and after it.
+    pub(super) live_before: u32,
+    pub(super) live_after: u32,
+}
+
+impl Classified<'_> {
+    /// Whether it may raise an exception.
+    pub(super) fn may_fault(&self) -> bool {
+        match self.template {
+            Template::Nop
+            | Template::Lea { .. }
+            | Template::Constant { .. }
+            | Template::ByteConstant { .. }
+            | Template::Swap { .. }
+            | Template::Exchange { .. }
+            | Template::Verbatim
+            | Template::JumpIf { .. }
+            | Template::Jump { .. } => false,
+            Template::ModRm(parts, _) => parts.memory,
+            _ => true,
+        }
+    }
 }
 
 /// Classifies the instruction `instruction` with the bytes `bytes`; `last` in its block.
@@ -85,7 +107,7 @@ pub(super) fn classify<'a>(instruction: Instruction, bytes: &'a [u8], op: &Op, l
         Template::Handler | Template::Branch | Template::Leaving => (ALL, 0, false),
         _ => (i.rflags_read() & ALL, modified, modified != 0),
     };
-    Classified { instruction, template, read, kill, touches }
+    Classified { instruction, template, read, kill, touches, live_before: ALL, live_after: ALL }
 }
 
 fn is_near(i: &Instruction) -> bool {
@@ -153,7 +175,9 @@ fn straight<'a>(i: &Instruction, bytes: &'a [u8], op: &Op) -> Option<Template<'a
     let wide = parts.rex & 8 != 0;
     let low = parts.opcode & 7 | (parts.rex & 1) << 3;
     match (parts.two_byte, parts.opcode) {
-        (false, 0xb8..=0xbf) if !parts.word => Some(Template::Constant { reg: low, value: i.immediate(1) & if wide { u64::MAX } else { 0xffff_ffff } }),
+        (false, 0xb8..=0xbf) if !parts.word => {
+            Some(Template::Constant { reg: low, value: i.immediate(1) & if wide { u64::MAX } else { 0xffff_ffff } })
+        }
         (false, 0xb0..=0xb7) if parts.rex == 0 => Some(Template::Verbatim),
         (false, 0xb0..=0xb7) => Some(Template::ByteConstant { reg: low, value: *parts.immediate.first()? }),
         (true, 0xc8..=0xcf) if !parts.word => Some(Template::Swap { reg: low, wide }),

@@ -123,7 +123,16 @@ struct Generator<'a> {
 }
 
 /// Generates the block of `ops` whose bytes are `bytes`, to be placed at `base`; `first_link` is the number of its first link.
-pub(super) fn generate(bytes: &[u8], rip: u64, ops: &[Op], base: u64, stubs: &Stubs, first_link: u32) -> Option<Generated> {
+/// `precise`: faults see all flags, also those that nothing else will.
+pub(super) fn generate(
+    bytes: &[u8],
+    rip: u64,
+    ops: &[Op],
+    base: u64,
+    stubs: &Stubs,
+    first_link: u32,
+    precise: bool,
+) -> Option<Generated> {
     let mut decoder = Decoder::with_ip(64, bytes, rip, DecoderOptions::NONE);
     let mut classified = Vec::with_capacity(ops.len());
     for (n, op) in ops.iter().enumerate() {
@@ -135,11 +144,11 @@ pub(super) fn generate(bytes: &[u8], rip: u64, ops: &[Op], base: u64, stubs: &St
         }
         classified.push(classify(instruction, encoding, op, n + 1 == ops.len()));
     }
-    let mut live_after = vec![ALL; ops.len()];
     let mut live = ALL;
-    for (n, c) in classified.iter().enumerate().rev() {
-        live_after[n] = live;
-        live = c.read | live & !c.kill;
+    for c in classified.iter_mut().rev() {
+        c.live_after = live;
+        live = if precise && c.may_fault() { ALL } else { c.read | live & !c.kill };
+        c.live_before = live;
     }
     let mut g = Generator {
         e: Emitter::new(base),
@@ -163,7 +172,7 @@ pub(super) fn generate(bytes: &[u8], rip: u64, ops: &[Op], base: u64, stubs: &St
     let used_up = g.e.jump_if(8);
     let mut end = End::Next;
     for (n, (c, op)) in classified.iter().zip(ops).enumerate() {
-        end = g.instruction(c, op, bytes, n, live_after[n]);
+        end = g.instruction(c, op, bytes, n);
     }
     if matches!(end, End::Next) {
         let next = rip.wrapping_add(bytes_used(ops) as u64);
@@ -235,7 +244,9 @@ impl Generator<'_> {
         match i32::try_from(mem.displacement as i64) {
             Ok(disp) => match (base, index) {
                 (Some(base), None) => self.e.modrm(form, to, Rm::Disp(base, disp)),
-                (None, None) => self.e.constant(to, if wide { mem.displacement } else { mem.displacement & 0xffff_ffff }),
+                (None, None) => {
+                    self.e.constant(to, if wide { mem.displacement } else { mem.displacement & 0xffff_ffff })
+                }
                 _ => self.e.modrm(form, to, Rm::Sib(base, index, mem.shift, disp)),
             },
             // Only RIP-relative operands, which have no registers, and absolute ones.
@@ -289,8 +300,8 @@ impl Generator<'_> {
         self.e.call_to(self.stubs.call_handler);
     }
 
-    fn instruction(&mut self, c: &Classified<'_>, op: &Op, bytes: &[u8], n: usize, live_after: u32) -> End {
-        let live = (c.read | live_after & !c.kill) != 0;
+    fn instruction(&mut self, c: &Classified<'_>, op: &Op, bytes: &[u8], n: usize) -> End {
+        let live = c.live_before != 0;
         match c.template {
             Template::Nop => {}
             Template::Lea { reg, wide } => {
@@ -320,14 +331,14 @@ impl Generator<'_> {
                 self.set(reg, to);
             }
             Template::Verbatim => {
-                self.flags_before(c, live_after);
+                self.flags_before(c);
                 let start = usize::from(op.offset);
                 self.e.bytes(&bytes[start..start + usize::from(op.len)]);
                 if c.touches {
                     self.flags = Flags::Host;
                 }
             }
-            Template::ModRm(ref parts, ref operands) => self.modrm(c, parts, operands, op, n, live_after),
+            Template::ModRm(ref parts, ref operands) => self.modrm(c, parts, operands, op, n),
             Template::Push { reg } => {
                 self.push_at(op, n, live);
                 let value = self.value(reg, host::B);
@@ -451,8 +462,8 @@ impl Generator<'_> {
     }
 
     /// Sees to it that the flags an instruction reads, or leaves to others, are the host's.
-    fn flags_before(&mut self, c: &Classified<'_>, live_after: u32) {
-        if c.read != 0 || (c.touches && live_after & !c.kill != 0) {
+    fn flags_before(&mut self, c: &Classified<'_>) {
+        if c.read != 0 || (c.touches && c.live_after & !c.kill != 0) {
             self.want_host_flags();
         }
     }
@@ -491,17 +502,17 @@ impl Generator<'_> {
         self.slow_from(miss, op, n);
     }
 
-    fn modrm(&mut self, c: &Classified<'_>, parts: &Parts<'_>, operands: &Operands, op: &Op, n: usize, live_after: u32) {
+    fn modrm(&mut self, c: &Classified<'_>, parts: &Parts<'_>, operands: &Operands, op: &Op, n: usize) {
         let wide = parts.rex & 8 != 0;
         let merges = |byte: bool| byte || parts.word;
         if parts.memory {
-            self.keep_flags((c.read | live_after & !c.kill) != 0);
+            self.keep_flags(c.live_before != 0);
             let size = c.instruction.memory_size().size();
             self.linear_address(&op.mem);
             let miss = self.look_up(size, operands.rm.write);
             self.slow_from(miss, op, n);
         }
-        self.flags_before(c, live_after);
+        self.flags_before(c);
         let mut to_store = Vec::new();
         let mut operand = |g: &mut Self, guest: u8, access: super::parse::Access, byte: bool, scratch: u8| {
             PINNED[usize::from(guest)].unwrap_or_else(|| {
@@ -552,7 +563,7 @@ impl Generator<'_> {
         if parts.memory {
             self.slow_back();
             if c.touches
-                && live_after != 0
+                && c.live_after != 0
                 && let Some(slow) = self.slow.last_mut()
             {
                 slow.restore = true;

@@ -20,7 +20,7 @@ mod parse;
 mod runtime;
 mod state;
 
-pub(crate) use cache::{Translator, Entered};
-pub use cache::TranslatorStatistics;
-pub use state::NativeState;
 pub(crate) use cache::NativeBlock;
+pub use cache::TranslatorStatistics;
+pub(crate) use cache::{Entered, Translator};
+pub use state::NativeState;

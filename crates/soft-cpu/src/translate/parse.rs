@@ -53,7 +53,7 @@ pub(super) struct Operands {
     pub(super) byte_reg: bool,
     /// `rm` is an 8-bit operand.
     pub(super) byte_rm: bool,
-    /// The count is in CL: it may be zero, and then the flags stay.
+    /// The count may be zero, and then the flags stay.
     pub(super) by_cl: bool,
 }
 
@@ -168,7 +168,8 @@ pub(super) fn describe(parts: &Parts<'_>) -> Option<Operands> {
             if parts.immediate.first()? & mask == 0 {
                 return None;
             }
-            operands(NOT, BOTH, byte)
+            // A rotation through CF may come full circle, and then the flags stay.
+            Operands { by_cl: matches!(digit, 2 | 3), ..operands(NOT, BOTH, byte) }
         }
         0xd0 | 0xd1 => operands(NOT, BOTH, byte),
         0xd2 | 0xd3 => Operands { by_cl: true, ..operands(NOT, BOTH, byte) },

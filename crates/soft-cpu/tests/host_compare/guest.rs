@@ -78,7 +78,7 @@ impl Guest {
         let mut cpu = Cpu::new(core);
         // Set to run every case by the translator as well.
         if std::env::var_os("VMM_COMPARE_TRANSLATE").is_some() {
-            cpu.set_translator(TranslatorMode::On { threshold: 1 });
+            cpu.set_translator(TranslatorMode::On { threshold: 1, precise: true });
         }
         Self { cpu, memory }
     }
