@@ -65,6 +65,11 @@ impl Cpu {
         };
     }
 
+    #[cfg(test)]
+    pub(crate) fn use_translator(&mut self, translator: Translator) {
+        self.translator = Some(Box::new(translator));
+    }
+
     /// What the translator has counted; zeros where there is none.
     pub fn translator_statistics(&self) -> TranslatorStatistics {
         self.translator.as_ref().map_or_else(TranslatorStatistics::default, |translator| translator.statistics)

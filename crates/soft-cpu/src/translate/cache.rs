@@ -186,7 +186,12 @@ impl Translator {
     /// A translator for blocks that were executed `threshold` times; `None` if there is no memory for code. `precise`: an exception's frame has also the
     /// flags that nothing else will read.
     pub(crate) fn new(threshold: u32, precise: bool) -> Option<Self> {
-        let mut arena = match Arena::with_size(c"vmm-translations", ARENA_SIZE) {
+        Self::with_arena(threshold, precise, ARENA_SIZE)
+    }
+
+    /// The same with an arena of `size` bytes.
+    pub(super) fn with_arena(threshold: u32, precise: bool, size: usize) -> Option<Self> {
+        let mut arena = match Arena::with_size(c"vmm-translations", size) {
             Ok(arena) => arena,
             Err(error) => {
                 error!(%error, "no memory for generated code: blocks are interpreted");

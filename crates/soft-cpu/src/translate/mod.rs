@@ -19,6 +19,8 @@ mod generate;
 mod parse;
 mod runtime;
 mod state;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use cache::NativeBlock;
 pub use cache::TranslatorStatistics;
