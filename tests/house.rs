@@ -58,6 +58,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
 const UNSAFE_ALLOWED: &[(&str, &str)] = &[
     ("crates/soft-cpu/src/ram.rs", "pointers into guest RAM"),
     ("crates/soft-cpu/src/simd/", "running generated host code"),
+    ("crates/soft-cpu/src/translate/", "running generated host code"),
     ("crates/soft-cpu/tests/", "running instructions on the host to compare with"),
     ("crates/accel-kvm/src/", "system calls of KVM, and the page that each vCPU shares with the kernel"),
     ("crates/guest-memory/src/ram.rs", "advice on the mapping of guest RAM"),

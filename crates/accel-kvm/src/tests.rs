@@ -42,7 +42,7 @@ fn every_conformance_guest_passes() {
 #[test]
 fn every_conformance_guest_ends_in_the_same_state_as_on_the_software_cpu() {
     if let Some(kvm) = kvm() {
-        conformance::check_equal(&kvm, &SoftAccelerator, not_emulated());
+        conformance::check_equal(&kvm, &SoftAccelerator::default(), not_emulated());
     }
 }
 
@@ -59,6 +59,6 @@ fn a_kick_ends_a_run_soon_whether_the_vcpu_spins_or_sleeps() {
 #[test]
 fn a_running_guest_moves_to_the_software_cpu_and_back() {
     let Some(kvm) = kvm() else { return };
-    conformance::relay::check([&kvm, &SoftAccelerator, &kvm]).unwrap();
-    conformance::relay::check([&SoftAccelerator, &kvm, &SoftAccelerator]).unwrap();
+    conformance::relay::check([&kvm, &SoftAccelerator::default(), &kvm]).unwrap();
+    conformance::relay::check([&SoftAccelerator::default(), &kvm, &SoftAccelerator::default()]).unwrap();
 }

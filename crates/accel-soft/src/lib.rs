@@ -23,13 +23,23 @@ use std::sync::Arc;
 use accel::{AccelError, Accelerator, Vm, VmConfig};
 
 use crate::vm::SoftVm;
+pub use soft_cpu::run::TranslatorMode;
 
 /// Most vCPUs of one VM: what 8-bit APIC IDs can name, the broadcast excepted.
 const MAX_VCPUS: u32 = 254;
 
 /// The accelerator named `soft`.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct SoftAccelerator;
+#[derive(Debug, Clone, Copy)]
+pub struct SoftAccelerator {
+    /// Whether, and when, the guest's code is translated to the host's.
+    pub translator: TranslatorMode,
+}
+
+impl Default for SoftAccelerator {
+    fn default() -> Self {
+        Self { translator: TranslatorMode::DEFAULT }
+    }
+}
 
 impl Accelerator for SoftAccelerator {
     fn name(&self) -> &'static str {
@@ -44,6 +54,6 @@ impl Accelerator for SoftAccelerator {
         if !(1..=MAX_VCPUS).contains(&config.vcpus) {
             return Err(AccelError::VcpuCount { backend: self.name(), requested: config.vcpus, most: MAX_VCPUS });
         }
-        Ok(Arc::new(SoftVm::new(config)))
+        Ok(Arc::new(SoftVm::new(config, self.translator)))
     }
 }

@@ -4,22 +4,35 @@ use std::time::Duration;
 
 use accel::conformance;
 
-use crate::SoftAccelerator;
+use crate::{SoftAccelerator, TranslatorMode};
+
+/// Everything is interpreted.
+const INTERPRETED: SoftAccelerator = SoftAccelerator { translator: TranslatorMode::Off };
+/// Every block is translated when it is first executed.
+const TRANSLATED: SoftAccelerator = SoftAccelerator { translator: TranslatorMode::On { threshold: 1, precise: false } };
 
 #[test]
-fn every_conformance_guest_passes() {
-    conformance::check_all(&SoftAccelerator, &[]);
+fn every_conformance_guest_passes_interpreted() {
+    conformance::check_all(&INTERPRETED, &[]);
+}
+
+#[test]
+fn every_conformance_guest_passes_with_every_block_translated() {
+    conformance::check_all(&TRANSLATED, &[]);
 }
 
 #[test]
 fn a_kick_ends_a_run_soon_whether_the_vcpu_spins_or_sleeps() {
-    for asleep in [false, true] {
-        let longest = conformance::kick_latency(&SoftAccelerator, asleep, 30).unwrap();
-        assert!(longest < Duration::from_secs(2), "asleep {asleep}: {longest:?}");
+    for accelerator in [INTERPRETED, TRANSLATED] {
+        for asleep in [false, true] {
+            let longest = conformance::kick_latency(&accelerator, asleep, 30).unwrap();
+            assert!(longest < Duration::from_secs(2), "asleep {asleep}: {longest:?}");
+        }
     }
 }
 
 #[test]
 fn a_guest_goes_on_where_it_was_on_another_vm() {
-    conformance::relay::check([&SoftAccelerator, &SoftAccelerator, &SoftAccelerator]).unwrap();
+    conformance::relay::check([&INTERPRETED, &TRANSLATED, &INTERPRETED]).unwrap();
+    conformance::relay::check([&TRANSLATED, &INTERPRETED, &TRANSLATED]).unwrap();
 }

@@ -32,7 +32,9 @@ impl SoftVcpu {
         let platform = SoftPlatform::new(Arc::clone(&shared), id, Arc::new(NoBoard));
         let core = Core::new(Ram::new(&shared.memory), Box::new(platform), shared.group.link(id));
         let activity = if id == 0 { Activity::Running } else { Activity::WaitForSipi };
-        Self { shared, id, cpu: Cpu::new(core), activity }
+        let mut cpu = Cpu::new(core);
+        cpu.set_translator(shared.translator);
+        Self { shared, id, cpu, activity }
     }
 
     /// Takes what the local APIC has besides interrupts.
@@ -179,6 +181,7 @@ impl Vcpu for SoftVcpu {
 
     fn statistics(&self) -> Vec<(&'static str, u64)> {
         let counters = self.cpu.core.counters;
+        let translator = self.cpu.translator_statistics();
         vec![
             ("instructions", counters.instructions),
             ("blocks executed", counters.blocks),
@@ -186,6 +189,11 @@ impl Vcpu for SoftVcpu {
             ("page walks", counters.walks),
             ("exceptions and interrupts", counters.events),
             ("device accesses", counters.io),
+            ("blocks translated", translator.translated),
+            ("instructions in translated blocks", translator.instructions),
+            ("entries into translated blocks", translator.entries),
+            ("of them by a jump not yet linked", translator.unlinked),
+            ("code cache flushes", translator.flushes),
         ]
     }
 }

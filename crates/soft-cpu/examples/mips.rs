@@ -1,6 +1,6 @@
-//! How fast the interpreter is: small loops in 64-bit code, each run for a while, in millions of guest instructions a second.
+//! How fast the interpreter is, or with `--translate` the translator: small loops in 64-bit code, each run for a while, in millions of guest instructions a second.
 //!
-//! `cargo run --release --example mips -p soft-cpu [-- name]`
+//! `cargo run --release --example mips -p soft-cpu [-- name] [--translate]`
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use guest_memory::allocate;
 use soft_cpu::core::Core;
 use soft_cpu::platform::Nothing;
 use soft_cpu::ram::Ram;
-use soft_cpu::run::{Cpu, Exit};
+use soft_cpu::run::{Cpu, Exit, TranslatorMode};
 use soft_cpu::smp::CpuLink;
 use vm_memory::{Bytes, GuestAddress};
 use x86::{CpuState, Segment, cr0, cr4, efer, gpr};
@@ -106,12 +106,15 @@ fn processor_seconds(since: Instant) -> f64 {
 }
 
 fn main() {
-    let wanted = std::env::args().nth(1);
+    let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
     for (name, code, what) in LOOPS {
         if wanted.as_deref().is_some_and(|wanted| wanted != *name) {
             continue;
         }
         let mut cpu = cpu(code);
+        if std::env::args().any(|argument| argument == "--translate") {
+            cpu.set_translator(TranslatorMode::DEFAULT);
+        }
         let start = Instant::now();
         let processor_start = processor_seconds(start);
         while start.elapsed() < MEASURE {

@@ -12,6 +12,7 @@ use crate::decode;
 use crate::mmu::Access;
 use crate::op::Op;
 use crate::simd::ThunkCache;
+use crate::translate::NativeBlock;
 
 /// Most instructions in one block.
 pub const MAX_BLOCK_OPS: usize = 64;
@@ -57,6 +58,8 @@ pub struct Block {
     /// Instruction pointer of the first instruction.
     pub rip: u64,
     sources: [Option<Source>; 2],
+    /// The translator's.
+    pub(crate) native: NativeBlock,
 }
 
 #[derive(Clone, Copy)]
@@ -70,6 +73,8 @@ struct FetchEntry {
 pub struct BlockCache {
     table: Vec<Option<Box<Block>>>,
     ops: usize,
+    /// How often everything was forgotten.
+    clears: u64,
     thunks: ThunkCache,
     fetch: Box<[FetchEntry; FETCH_SLOTS]>,
 }
@@ -88,6 +93,7 @@ impl BlockCache {
         Self {
             table: std::iter::repeat_with(|| None).take(TABLE_SLOTS).collect(),
             ops: 0,
+            clears: 0,
             thunks: ThunkCache::new(),
             fetch: Box::new([NO_FETCH; FETCH_SLOTS]),
         }
@@ -97,6 +103,7 @@ impl BlockCache {
     pub fn clear(&mut self) {
         self.table.fill_with(|| None);
         self.ops = 0;
+        self.clears += 1;
         self.thunks.clear();
     }
 
@@ -169,7 +176,8 @@ impl BlockCache {
         if self.ops > MAX_OPS || !self.thunks.has_room_for(MAX_BLOCK_OPS) {
             self.clear();
         }
-        let block = Block::decode(core, key, linear, &mut self.thunks)?;
+        let mut block = Block::decode(core, key, linear, &mut self.thunks)?;
+        block.native.set_generation(self.clears);
         self.ops += block.ops.len();
         if let Some(old) = self.table[slot].replace(Box::new(block)) {
             self.ops -= old.ops.len();
@@ -237,6 +245,26 @@ impl Block {
         self.key.mode
     }
 
+    /// It is one instruction across two pages.
+    pub(crate) fn crosses_pages(&self) -> bool {
+        self.crosses
+    }
+
+    /// Guest-physical address.
+    pub(crate) fn physical(&self) -> u64 {
+        self.key.physical
+    }
+
+    /// Its first page: the watch, the page's number there, and the generation at which its bytes were last seen.
+    pub(crate) fn page(&self) -> Option<(&CodePages, usize, u32)> {
+        self.sources[0].as_ref().map(|source| (&source.code, source.page, source.generation))
+    }
+
+    /// Its bytes on the first page.
+    pub(crate) fn bytes(&self) -> Option<&[u8]> {
+        self.sources[0].as_ref().map(|source| &*source.bytes)
+    }
+
     fn revalidate(&mut self, core: &mut Core) -> bool {
         self.sources.iter_mut().flatten().all(|source| source.revalidate(core))
     }
@@ -267,6 +295,7 @@ impl Block {
                     crosses: false,
                     rip: key.rip,
                     sources: [Some(source), None],
+                    native: NativeBlock::default(),
                 });
             }
         }
@@ -288,7 +317,16 @@ impl Block {
         bytes.extend_from_slice(&second.bytes);
         let (ops, used) = decode::decode_one(&bytes, key.rip, key.mode, thunks);
         let next_rip = key.rip.wrapping_add(used as u64) & key.mode.ip_mask();
-        Ok(Self { key, ops, next_rip, overwrites, crosses: true, rip: key.rip, sources: [Some(first), Some(second)] })
+        Ok(Self {
+            key,
+            ops,
+            next_rip,
+            overwrites,
+            crosses: true,
+            rip: key.rip,
+            sources: [Some(first), Some(second)],
+            native: NativeBlock::default(),
+        })
     }
 
     /// Code outside RAM (a jump into nothing): an MMIO fetch of ones, which decodes as an invalid instruction.

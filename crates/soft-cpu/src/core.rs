@@ -9,6 +9,7 @@ use crate::platform::Platform;
 use crate::ram::Ram;
 use crate::smp::{CpuLink, attention};
 use crate::tlb::{Rights, Tlb};
+use crate::translate::NativeState;
 
 /// Segment registers by their encoding in an instruction, and two for [`Core::segment_bases`].
 pub mod seg {
@@ -149,6 +150,8 @@ pub struct Core {
     pub block_end: usize,
     /// Translations for data.
     pub tlb: Tlb,
+    /// What generated code keeps here.
+    pub(crate) native: NativeState,
 
     /// How code is decoded now; see [`Core::update_mode`].
     pub mode: DecodeMode,
@@ -222,6 +225,7 @@ impl Core {
             rights: Rights::Supervisor,
             block_end: 0,
             tlb: Tlb::new(),
+            native: NativeState::default(),
             mode: DecodeMode::default(),
             segments: [Segment::default(); 6],
             ldtr: Segment::default(),
@@ -288,6 +292,7 @@ impl Core {
         } else {
             Rights::Supervisor
         };
+        self.native.tables = self.tlb.tables(self.rights);
     }
 
     /// Whether RFLAGS.VM is set.

@@ -24,6 +24,7 @@ pub mod smp;
 mod state;
 mod system;
 pub mod tlb;
+pub mod translate;
 
 #[cfg(test)]
 mod testing;

@@ -6,6 +6,7 @@ use crate::block::BlockCache;
 use crate::core::{Core, Fault, Outcome, Stop, seg};
 use crate::op::Op;
 use crate::smp::attention;
+use crate::translate::{Entered, Translator, TranslatorStatistics};
 
 /// Why [`Cpu::run`] returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,12 +29,50 @@ pub struct Cpu {
     pub core: Box<Core>,
     /// The decoded code.
     pub blocks: BlockCache,
+    translator: Option<Box<Translator>>,
+}
+
+/// Whether hot blocks are translated to host code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TranslatorMode {
+    /// Everything is interpreted.
+    Off,
+    /// Blocks are translated.
+    On {
+        /// At which execution: 1 is the first.
+        threshold: u32,
+        /// Exceptions see every status flag, also those that the code overwrites unread: slower, and what comparisons need.
+        precise: bool,
+    },
+}
+
+impl TranslatorMode {
+    /// Translation of what pays.
+    pub const DEFAULT: Self = Self::On { threshold: 8, precise: false };
 }
 
 impl Cpu {
     /// A CPU with nothing decoded yet.
     pub fn new(core: Box<Core>) -> Self {
-        Self { core, blocks: BlockCache::new() }
+        Self { core, blocks: BlockCache::new(), translator: None }
+    }
+
+    /// Says whether blocks are translated; it is off at first. Translations that exist are forgotten.
+    pub fn set_translator(&mut self, mode: TranslatorMode) {
+        self.translator = match mode {
+            TranslatorMode::Off => None,
+            TranslatorMode::On { threshold, precise } => Translator::new(threshold, precise).map(Box::new),
+        };
+    }
+
+    #[cfg(test)]
+    pub(crate) fn use_translator(&mut self, translator: Translator) {
+        self.translator = Some(Box::new(translator));
+    }
+
+    /// What the translator has counted; zeros where there is none.
+    pub fn translator_statistics(&self) -> TranslatorStatistics {
+        self.translator.as_ref().map_or_else(TranslatorStatistics::default, |translator| translator.statistics)
     }
 
     /// Runs until something needs the owner, or at least `budget` instructions have completed.
@@ -65,6 +104,22 @@ impl Cpu {
         result
     }
 
+    /// As [`Cpu::step`], by the instruction's translation where there is a translator and a translation.
+    ///
+    /// # Errors
+    /// As [`Cpu::step`].
+    pub fn step_translated(&mut self) -> Outcome {
+        let core = &mut *self.core;
+        if let Some(translator) = &mut self.translator {
+            let block = self.blocks.lookup(core)?;
+            core.shadow = InterruptShadow::None;
+            if let Some(result) = translator.step(core, block) {
+                return result;
+            }
+        }
+        self.step()
+    }
+
     fn run_blocks(&mut self, budget: u64) -> Exit {
         let core = &mut *self.core;
         let limit = core.counters.instructions.saturating_add(budget);
@@ -81,9 +136,28 @@ impl Cpu {
             if core.counters.instructions >= limit {
                 return Exit::Budget;
             }
+            if core.flush_fetch
+                && let Some(translator) = &mut self.translator
+            {
+                translator.forget_jumps();
+            }
             let stop = match self.blocks.lookup(core) {
                 Err(stop) => stop,
                 Ok(block) => {
+                    if let Some(translator) = &mut self.translator
+                        && !shadowed
+                        && core.system_flags & rflags::TF == 0
+                    {
+                        let budget = limit - core.counters.instructions;
+                        match translator.run(core, block, budget) {
+                            Entered::No => {}
+                            Entered::Ran => continue,
+                            Entered::Stopped(stop) => match core.after(stop) {
+                                Some(exit) => return exit,
+                                None => continue,
+                            },
+                        }
+                    }
                     core.shadow = InterruptShadow::None;
                     let trap = core.system_flags & rflags::TF != 0;
                     core.block_end = if trap || shadowed { 1 } else { block.ops.len() };
@@ -122,24 +196,29 @@ impl Cpu {
                     }
                 }
             };
-            match stop {
-                Stop::Again => {}
-                Stop::Exception => {
-                    let fault = core.fault;
-                    if core.deliver_exception(fault).is_err() {
-                        return Exit::Shutdown;
-                    }
-                }
-                Stop::Shutdown => return Exit::Shutdown,
+            if let Some(exit) = core.after(stop) {
+                return exit;
             }
         }
     }
 }
 
 impl Core {
+    /// Does what `stop` asks for.
+    fn after(&mut self, stop: Stop) -> Option<Exit> {
+        match stop {
+            Stop::Again => None,
+            Stop::Exception => {
+                let fault = self.fault;
+                self.deliver_exception(fault).is_err().then_some(Exit::Shutdown)
+            }
+            Stop::Shutdown => Some(Exit::Shutdown),
+        }
+    }
+
     /// Makes #GP for an address that is not canonical #SS where `op` names the stack segment, by RSP or RBP (SDM vol. 3, 7.15, #SS).
     #[cold]
-    fn attribute_fault(&mut self, op: &Op) {
+    pub(crate) fn attribute_fault(&mut self, op: &Op) {
         let stack = usize::from(op.mem.segment) == seg::FLAT_STACK;
         if stack && self.fault.vector == exception::GP && self.fault.address != 0 {
             self.fault.vector = exception::SS;

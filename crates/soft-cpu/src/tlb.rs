@@ -14,7 +14,7 @@ const JOURNAL: usize = 1024;
 
 /// What an empty slot holds: the tag of a page that belongs in another slot, so that no look-up that lands here can match it.
 const fn no_entry(slot: usize) -> Entry {
-    Entry { tag: (slot as u64 ^ 1) << 12, addend: 0 }
+    Entry { tag: (slot as u64 ^ 1) << 12, page: 0 }
 }
 
 /// Whose rights an access is made with. Each has its own tables, so that a change of privilege flushes nothing.
@@ -31,13 +31,20 @@ pub enum Rights {
 
 const RIGHTS: usize = 3;
 
+/// Generated code reads it too.
 #[derive(Clone, Copy)]
+#[repr(C)]
 struct Entry {
     /// Linear page address; the low 12 bits are zero in a valid entry.
     tag: u64,
-    /// Host address minus linear address.
-    addend: usize,
+    /// Host address of the page.
+    page: usize,
 }
+
+/// How far right a linear address is shifted to become the offset of an entry of 16 bytes.
+pub(crate) const INDEX_SHIFT: u8 = 12 - 4;
+/// The bits of that offset.
+pub(crate) const INDEX_MASK: u32 = ((ENTRIES - 1) << 4) as u32;
 
 type Table = [Entry; ENTRIES];
 
@@ -76,23 +83,26 @@ impl Tlb {
         Self { tables, journal: Vec::with_capacity(JOURNAL), journal_overflow: false, large: [None; 2] }
     }
 
+    /// The addresses of the read and the write table of `rights`; they stay as long as the TLB lives.
+    pub(crate) fn tables(&self, rights: Rights) -> [usize; 2] {
+        let [read, write] = &self.tables[rights as usize];
+        [read.as_ptr() as usize, write.as_ptr() as usize]
+    }
+
     /// The host address for an access of `size` bytes at `linear` that lies within one page, if it is known.
     #[inline(always)]
     pub fn lookup(&self, rights: Rights, write: bool, linear: u64, size: usize) -> Option<HostAddress> {
         let entry = &self.tables[rights as usize][usize::from(write)][index(linear)];
         // One comparison catches a wrong page and an access that crosses into the next.
-        if (entry.tag ^ linear) <= 4096 - size as u64 {
-            Some(HostAddress::from_raw((linear as usize).wrapping_add(entry.addend)))
-        } else {
-            None
-        }
+        let offset = entry.tag ^ linear;
+        if offset <= 4096 - size as u64 { Some(HostAddress::from_raw(entry.page + offset as usize)) } else { None }
     }
 
     /// Enters the translation of `linear`'s page to the page of `host` (both with the same offset).
     pub fn insert(&mut self, rights: Rights, write: bool, linear: u64, host: HostAddress, global: bool, large: bool) {
         let slot = index(linear);
         self.tables[rights as usize][usize::from(write)][slot] =
-            Entry { tag: linear & !0xfff, addend: host.raw().wrapping_sub(linear as usize) };
+            Entry { tag: linear & !0xfff, page: host.raw() & !0xfff };
         if large {
             self.note_large(linear & !0xfff);
         }
@@ -160,7 +170,7 @@ impl Tlb {
         let page = host.raw() & !0xfff;
         for rights in self.tables.iter_mut() {
             for (slot, entry) in rights[1].iter_mut().enumerate() {
-                if (entry.tag as usize).wrapping_add(entry.addend) == page {
+                if entry.page == page {
                     *entry = no_entry(slot);
                 }
             }

@@ -5,7 +5,7 @@ use std::thread;
 
 use accel::{AccelError, Accelerator, CpuIo, Vcpu, VcpuExit, Vm, VmConfig};
 use accel_kvm::KvmAccelerator;
-use accel_soft::SoftAccelerator;
+use accel_soft::{SoftAccelerator, TranslatorMode};
 use boot::{Decompressor, Request};
 use bus::{MonotonicClock, PowerControl, PowerRequest};
 use chipset::uart::Uart;
@@ -79,7 +79,11 @@ impl Machine {
     pub fn new(options: Options, variant: Box<dyn Variant>, host: Host) -> Result<Self, MachineError> {
         match options.accel {
             AccelChoice::Kvm => Self::with_accelerator(options, variant, host, &KvmAccelerator::open()?),
-            AccelChoice::Soft | AccelChoice::Auto => Self::with_accelerator(options, variant, host, &SoftAccelerator),
+            AccelChoice::Soft | AccelChoice::Auto => {
+                let translated = options.translator.resolve(true);
+                let translator = if translated { TranslatorMode::DEFAULT } else { TranslatorMode::Off };
+                Self::with_accelerator(options, variant, host, &SoftAccelerator { translator })
+            }
         }
     }
 

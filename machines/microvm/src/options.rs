@@ -87,6 +87,8 @@ pub struct Options {
     pub cpus: u32,
     /// Which processor backend runs the guest.
     pub accel: AccelChoice,
+    /// `translator`: hot guest code is translated to host code (the software CPU). Auto is on.
+    pub translator: OnOffAuto,
     /// The image to boot: a bzImage or an ELF vmlinux for microvm, an EIF for nitro-enclave.
     pub kernel: PathBuf,
     /// An initial ramdisk; for nitro-enclave one that is appended to the EIF's.
@@ -117,6 +119,7 @@ impl Options {
             memory: 128 * MIB,
             cpus: 1,
             accel: AccelChoice::Auto,
+            translator: OnOffAuto::Auto,
             kernel: kernel.into(),
             initrd: None,
             cmdline: String::new(),

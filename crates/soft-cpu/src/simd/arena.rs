@@ -10,14 +10,15 @@ use std::ptr;
 use crate::fpu::FpuState;
 
 /// Size of the arena in bytes; pages are taken as they are filled. A thunk is about 60 bytes.
-pub(super) const ARENA_SIZE: usize = 4 << 20;
+const ARENA_SIZE: usize = 4 << 20;
 
 const NAME: &CStr = c"vmm-thunks";
 
 /// Generated code, appended until it is all forgotten at once.
-pub(super) struct Arena {
+pub(crate) struct Arena {
     writable: *mut u8,
     executable: *const u8,
+    size: usize,
     used: usize,
 }
 
@@ -25,51 +26,69 @@ pub(super) struct Arena {
 unsafe impl Send for Arena {}
 
 impl Arena {
-    /// An empty arena.
+    /// An empty arena for thunks.
     pub(super) fn new() -> io::Result<Self> {
+        Self::with_size(NAME, ARENA_SIZE)
+    }
+
+    /// An empty arena of `size` bytes, named in the process's memory map.
+    pub(crate) fn with_size(name: &CStr, size: usize) -> io::Result<Self> {
         // SAFETY: a system call with a valid name; the descriptor it returns is ours alone.
         let file = unsafe {
-            let fd = libc::memfd_create(NAME.as_ptr(), libc::MFD_CLOEXEC);
+            let fd = libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC);
             if fd < 0 {
                 return Err(io::Error::last_os_error());
             }
             OwnedFd::from_raw_fd(fd)
         };
         // SAFETY: a system call on a descriptor of ours.
-        if unsafe { libc::ftruncate(file.as_raw_fd(), ARENA_SIZE as libc::off_t) } != 0 {
+        if unsafe { libc::ftruncate(file.as_raw_fd(), size as libc::off_t) } != 0 {
             return Err(io::Error::last_os_error());
         }
-        let writable = map(&file, libc::PROT_READ | libc::PROT_WRITE)?;
-        match map(&file, libc::PROT_READ | libc::PROT_EXEC) {
-            Ok(executable) => Ok(Self { writable, executable, used: 0 }),
+        let writable = map(&file, size, libc::PROT_READ | libc::PROT_WRITE)?;
+        match map(&file, size, libc::PROT_READ | libc::PROT_EXEC) {
+            Ok(executable) => Ok(Self { writable, executable, size, used: 0 }),
             Err(error) => {
                 // SAFETY: unmaps what was just mapped and nothing points into.
-                unsafe { libc::munmap(writable.cast(), ARENA_SIZE) };
+                unsafe { libc::munmap(writable.cast(), size) };
                 Err(error)
             }
         }
     }
 
     /// Bytes that are still free.
-    pub(super) fn room(&self) -> usize {
-        ARENA_SIZE - self.used
+    pub(crate) fn room(&self) -> usize {
+        self.size - self.used
+    }
+
+    /// The address at which what is appended next can be called.
+    pub(crate) fn next(&self) -> u64 {
+        self.executable as u64 + self.used as u64
+    }
+
+    /// Overwrites code that was appended, at the address where it runs. Nobody may be running it.
+    pub(crate) fn patch(&mut self, at: u64, code: &[u8]) {
+        let offset = (at - self.executable as u64) as usize;
+        assert!(offset + code.len() <= self.used, "a patch of code that is not there");
+        // SAFETY: it lies in what has been appended, and nothing else writes to the mapping.
+        unsafe { ptr::copy_nonoverlapping(code.as_ptr(), self.writable.add(offset), code.len()) };
     }
 
     /// Appends `code` at a 16-byte boundary and returns the address at which it can be called; `None` if the arena is full.
-    pub(super) fn append(&mut self, code: &[u8]) -> Option<u64> {
+    pub(crate) fn append(&mut self, code: &[u8]) -> Option<u64> {
         let at = self.used;
         let end = at.checked_add(code.len())?;
-        if end > ARENA_SIZE {
+        if end > self.size {
             return None;
         }
         // SAFETY: `at..end` lies in the mapping, and nothing else writes to it.
         unsafe { ptr::copy_nonoverlapping(code.as_ptr(), self.writable.add(at), code.len()) };
-        self.used = end.next_multiple_of(16).min(ARENA_SIZE);
+        self.used = end.next_multiple_of(16).min(self.size);
         Some(self.executable as u64 + at as u64)
     }
 
     /// Forgets all code. Nobody may call it any more.
-    pub(super) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.used = 0;
         // What lay here may have been fetched through the other mapping, which the processor need not notice: CPUID serialises it
         // (SDM vol. 3, 10.1.3).
@@ -81,15 +100,15 @@ impl Drop for Arena {
     fn drop(&mut self) {
         // SAFETY: both mappings are ours, and code in them is called only through operations that live no longer.
         unsafe {
-            libc::munmap(self.writable.cast(), ARENA_SIZE);
-            libc::munmap(self.executable.cast_mut().cast(), ARENA_SIZE);
+            libc::munmap(self.writable.cast(), self.size);
+            libc::munmap(self.executable.cast_mut().cast(), self.size);
         }
     }
 }
 
-fn map(file: &OwnedFd, protection: libc::c_int) -> io::Result<*mut u8> {
+fn map(file: &OwnedFd, size: usize, protection: libc::c_int) -> io::Result<*mut u8> {
     // SAFETY: a new mapping of a file of ours at an address of the kernel's choice.
-    let at = unsafe { libc::mmap(ptr::null_mut(), ARENA_SIZE, protection, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+    let at = unsafe { libc::mmap(ptr::null_mut(), size, protection, libc::MAP_SHARED, file.as_raw_fd(), 0) };
     if at == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(at.cast()) }
 }
 

@@ -26,6 +26,7 @@ use iced_x86::{Instruction, Mnemonic};
 use crate::core::{Core, DecodeMode, Outcome};
 use crate::decode::Lowered;
 use crate::op::Op;
+pub(crate) use arena::Arena;
 use classify::Class;
 pub use thunk::ThunkCache;
 

@@ -4,7 +4,7 @@ use guest_memory::{GuestMemory, allocate};
 use soft_cpu::core::{Core, Stop, seg};
 use soft_cpu::platform::Nothing;
 use soft_cpu::ram::Ram;
-use soft_cpu::run::{Cpu, Exit};
+use soft_cpu::run::{Cpu, Exit, TranslatorMode};
 use soft_cpu::smp::CpuLink;
 use vm_memory::{Bytes, GuestAddress};
 use x86::{CpuState, Segment, cr0, cr4, efer, exception, paging};
@@ -75,7 +75,12 @@ impl Guest {
         state.tr.limit = 0;
         state.idtr.limit = 0;
         core.load_state(&state);
-        Self { cpu: Cpu::new(core), memory }
+        let mut cpu = Cpu::new(core);
+        // Set to run every case by the translator as well.
+        if std::env::var_os("VMM_COMPARE_TRANSLATE").is_some() {
+            cpu.set_translator(TranslatorMode::On { threshold: 1, precise: true });
+        }
+        Self { cpu, memory }
     }
 
     /// Makes `memory` what each case from now on starts from.
@@ -93,10 +98,10 @@ impl Guest {
 
     /// Executes one instruction.
     fn step(&mut self) -> Trap {
-        let mut result = self.cpu.step();
+        let mut result = self.cpu.step_translated();
         let mut repeats = 0;
         while result == Err(Stop::Again) && repeats < MOST_REPEATS {
-            result = self.cpu.step();
+            result = self.cpu.step_translated();
             repeats += 1;
         }
         let fault = self.cpu.core.fault;

@@ -101,6 +101,9 @@ pub(crate) static KEYS: &[Key] = &[
     Key::new("machine.accel", "auto|soft|kvm", "processor backend [auto]; --accel", |s, g, b| {
         put(&mut s.board.accel, g, b)
     }),
+    Key::new("machine.translator", SWITCH, "guest code translated to host code, soft only [auto: on]", |s, g, b| {
+        put(&mut s.board.translator, g, b)
+    }),
     Key::new("machine.acpi", SWITCH, "ACPI tables and power device [auto: on; nitro-enclave: off]", |s, g, b| {
         put(&mut s.board.acpi, g, b)
     }),

@@ -1,0 +1,452 @@
+//! The translations of one CPU: which blocks are hot, where their code is, and when it is no longer good.
+//!
+//! The code lies in one arena that is flushed whole when it is full. A translation is good as long as the code generation of its page is what it was;
+//! the generations are compared when [`code_overwrites`] has changed, which the loop asks each time it is in. Within generated code nothing asks: a store of this
+//! CPU to watched code leaves it, and the slice of instructions that generated code may run bounds how late another CPU's store is seen.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+
+use guest_memory::{CodePages, code_overwrites};
+use tracing::{debug, error};
+use x86::InterruptShadow;
+
+use super::generate::generate;
+use super::runtime::{self, Site, Stubs};
+use super::state::{from_raw, to_raw};
+use crate::block::Block;
+use crate::core::{Core, DecodeMode, Outcome, Stop};
+use crate::simd::Arena;
+
+/// Entries of a table of jumps.
+pub(super) const JUMP_ENTRIES: usize = 1 << 12;
+
+/// Size of the code arena in bytes; pages are taken as they are filled.
+const ARENA_SIZE: usize = 64 << 20;
+
+/// No block's code is longer, in bytes: 64 instructions of less than 300 bytes each.
+const MAX_BLOCK_CODE: usize = 32 << 10;
+
+/// Most instructions that generated code runs before it looks at what waits: a few microseconds.
+const SLICE: u64 = 4096;
+
+/// Bits of an instruction pointer that a canonical address has all alike, less one: the counter of a [`JumpTable`]'s key.
+const KEY_SHIFT: u32 = 48;
+const LAST_KEY: u64 = 0x7ffe;
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct JumpEntry {
+    /// The instruction pointer xor the key.
+    tag: u64,
+    /// Address of the code.
+    code: u64,
+}
+
+/// From instruction pointers to code, for one mode. A new key makes every entry unfindable: two canonical addresses never differ in just the bits that
+/// two keys differ in.
+struct JumpTable {
+    entries: Box<[JumpEntry]>,
+    mode: DecodeMode,
+    key: u64,
+}
+
+/// What an empty entry holds: an instruction pointer that belongs in another one, whatever the key.
+const fn no_entry(at: usize) -> JumpEntry {
+    JumpEntry { tag: at as u64 ^ 1, code: 0 }
+}
+
+impl JumpTable {
+    fn new() -> Self {
+        Self { entries: (0..JUMP_ENTRIES).map(no_entry).collect(), mode: DecodeMode(0), key: 1 }
+    }
+
+    /// Empties it entry by entry: what the entries lead to is gone.
+    fn clear(&mut self) {
+        for (at, entry) in self.entries.iter_mut().enumerate() {
+            *entry = no_entry(at);
+        }
+        self.key = 1;
+    }
+
+    fn forget(&mut self) {
+        // Keys 1 to LAST_KEY: no two differ in all sixteen bits.
+        if self.key == LAST_KEY {
+            return self.clear();
+        }
+        self.key += 1;
+    }
+
+    fn key(&self) -> u64 {
+        self.key << KEY_SHIFT
+    }
+
+    fn insert(&mut self, rip: u64, code: u64) {
+        let index = (rip ^ rip >> 12) as usize & (JUMP_ENTRIES - 1);
+        self.entries[index] = JumpEntry { tag: rip ^ self.key(), code };
+    }
+}
+
+/// A block's share of the translator.
+#[derive(Debug, Default)]
+pub(crate) struct NativeBlock {
+    /// Executions by the interpreter.
+    heat: Cell<u32>,
+    /// Number of its translation, plus one; zero if there is none.
+    translation: Cell<u32>,
+    /// The epoch of its page when it was made.
+    epoch: Cell<u64>,
+    /// How often all blocks, with the thunks that their operations call, had been forgotten when it was decoded.
+    clears: u64,
+}
+
+impl NativeBlock {
+    /// Says how often all blocks have been forgotten before this one was decoded.
+    pub(crate) fn set_generation(&mut self, clears: u64) {
+        self.clears = clears;
+    }
+}
+
+struct Translation {
+    host_entry: u64,
+    memory_entry: u64,
+    page: usize,
+    epoch: u64,
+    rip: u64,
+    mode: DecodeMode,
+}
+
+/// A page with translations.
+struct Page {
+    code: CodePages,
+    number: usize,
+    generation: u32,
+    /// Changes when its translations are lost; never the same again.
+    epoch: u64,
+}
+
+/// A jump in generated code that may be aimed at a block of the same page.
+struct Link {
+    /// Address of its displacement.
+    at: u64,
+    target: u64,
+    host_flags: bool,
+    page: usize,
+    epoch: u64,
+    mode: DecodeMode,
+}
+
+/// What the translator counts for `--stats`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TranslatorStatistics {
+    /// Blocks translated.
+    pub translated: u64,
+    /// Instructions executed in generated code.
+    pub instructions: u64,
+    /// Entries into generated code.
+    pub entries: u64,
+    /// Entries that followed a jump which had no link.
+    pub unlinked: u64,
+    /// Times the arena was flushed.
+    pub flushes: u64,
+}
+
+/// One CPU's translator.
+pub(crate) struct Translator {
+    threshold: u32,
+    precise: bool,
+    arena: Arena,
+    stubs: Stubs,
+    translations: Vec<Translation>,
+    by_place: HashMap<(u64, u64, u32), u32>,
+    pages: Vec<Page>,
+    page_numbers: HashMap<u64, usize>,
+    links: Vec<Link>,
+    sites: Vec<Vec<Site>>,
+    next_epoch: u64,
+    overwrites: u64,
+    cleared: u64,
+    /// Kernel's and user's.
+    jumps: [JumpTable; 2],
+    left_by: u32,
+    pub(crate) statistics: TranslatorStatistics,
+}
+
+/// What came of an attempt to run generated code.
+pub(crate) enum Entered {
+    /// There is none for this block (yet): interpret it.
+    No,
+    /// It ran; the instruction pointer and the state are those of an instruction boundary.
+    Ran,
+    /// It ran into something.
+    Stopped(Stop),
+}
+
+impl Translator {
+    /// A translator for blocks that were executed `threshold` times; `None` if there is no memory for code. `precise`: an exception's frame has also the
+    /// flags that nothing else will read.
+    pub(crate) fn new(threshold: u32, precise: bool) -> Option<Self> {
+        Self::with_arena(threshold, precise, ARENA_SIZE)
+    }
+
+    /// The same with an arena of `size` bytes.
+    pub(super) fn with_arena(threshold: u32, precise: bool, size: usize) -> Option<Self> {
+        let mut arena = match Arena::with_size(c"vmm-translations", size) {
+            Ok(arena) => arena,
+            Err(error) => {
+                error!(%error, "no memory for generated code: blocks are interpreted");
+                return None;
+            }
+        };
+        let stubs = place_stubs(&mut arena)?;
+        Some(Self {
+            threshold,
+            precise,
+            arena,
+            stubs,
+            translations: Vec::new(),
+            by_place: HashMap::new(),
+            pages: Vec::new(),
+            page_numbers: HashMap::new(),
+            links: Vec::new(),
+            sites: Vec::new(),
+            next_epoch: 1,
+            overwrites: 0,
+            cleared: 0,
+            jumps: [JumpTable::new(), JumpTable::new()],
+            left_by: 0,
+            statistics: TranslatorStatistics::default(),
+        })
+    }
+
+    /// Forgets every translation.
+    fn flush(&mut self) {
+        self.statistics.flushes += 1;
+        debug!(translations = self.translations.len(), "code cache flushed");
+        self.arena.clear();
+        self.translations.clear();
+        self.by_place.clear();
+        self.pages.clear();
+        self.page_numbers.clear();
+        self.links.clear();
+        self.sites.clear();
+        self.left_by = 0;
+        self.jumps.iter_mut().for_each(JumpTable::clear);
+        if let Some(stubs) = place_stubs(&mut self.arena) {
+            self.stubs = stubs;
+        }
+    }
+
+    /// Linear addresses may lead elsewhere now: jumps by instruction pointer are forgotten.
+    pub(crate) fn forget_jumps(&mut self) {
+        for table in &mut self.jumps {
+            table.forget();
+        }
+    }
+
+    /// Drops the translations of pages whose code has changed.
+    fn follow_overwrites(&mut self) {
+        let overwrites = code_overwrites();
+        if overwrites == self.overwrites {
+            return;
+        }
+        self.overwrites = overwrites;
+        let mut changed = false;
+        for page in &mut self.pages {
+            let generation = page.code.generation(page.number);
+            if generation != page.generation {
+                page.generation = generation;
+                page.epoch = self.next_epoch;
+                self.next_epoch += 1;
+                changed = true;
+            }
+        }
+        if changed {
+            self.forget_jumps();
+        }
+    }
+
+    /// Runs `block`, which is current, and what it leads to, if it is translated or hot enough to be; for at most about `budget` instructions.
+    #[inline(always)]
+    pub(crate) fn run(&mut self, core: &mut Core, block: &Block, budget: u64) -> Entered {
+        if !block.mode().has(DecodeMode::CODE64) || block.crosses_pages() {
+            return Entered::No;
+        }
+        if self.cleared != block.native.clears {
+            self.cleared = block.native.clears;
+            self.flush();
+        }
+        self.follow_overwrites();
+        let Some(number) = self.translation(block) else {
+            self.left_by = 0;
+            return Entered::No;
+        };
+        let translation = &self.translations[number];
+        let entry = translation.memory_entry;
+        if self.left_by != 0 {
+            self.link(self.left_by, number);
+        }
+        let table = &mut self.jumps[usize::from(block.mode().has(DecodeMode::USER))];
+        if table.mode != block.mode() {
+            table.mode = block.mode();
+            table.forget();
+        }
+        table.insert(block.rip, entry);
+        core.native.jump_table = table.entries.as_ptr() as usize;
+        core.native.jump_key = table.key();
+        core.native.flags = to_raw(&core.flags);
+        // At least the block itself, or nothing would ever be executed.
+        let slice = budget.min(SLICE).max(block.ops.len() as u64) as i32;
+        core.native.slice = slice;
+        core.shadow = InterruptShadow::None;
+        self.left_by = runtime::enter(&self.stubs, core, entry);
+        core.flags = from_raw(core.native.flags);
+        let executed = i64::from(slice) - i64::from(core.native.slice);
+        core.counters.instructions = core.counters.instructions.wrapping_add_signed(executed);
+        self.statistics.instructions = self.statistics.instructions.wrapping_add_signed(executed);
+        self.statistics.entries += 1;
+        match core.native.stop.take() {
+            Some(stop) => Entered::Stopped(stop),
+            None => Entered::Ran,
+        }
+    }
+
+    /// Translates the first instruction of `block`, which is current, and runs it; for [`Cpu::step_translated`](crate::run::Cpu::step_translated).
+    pub(crate) fn step(&mut self, core: &mut Core, block: &Block) -> Option<Outcome> {
+        let (op, bytes) = (block.ops.first()?, block.bytes()?);
+        if !block.mode().has(DecodeMode::CODE64) || block.crosses_pages() {
+            return None;
+        }
+        if self.arena.room() < MAX_BLOCK_CODE {
+            self.flush();
+        }
+        let generated = generate(
+            &bytes[..usize::from(op.len)],
+            block.rip,
+            std::slice::from_ref(op),
+            self.arena.next(),
+            &self.stubs,
+            self.links.len() as u32,
+            self.precise,
+        )?;
+        let base = self.arena.append(&generated.code)?;
+        self.sites.push(generated.sites);
+        // Nothing of this may be found again.
+        self.forget_jumps();
+        let table = &self.jumps[0];
+        core.native.jump_table = table.entries.as_ptr() as usize;
+        core.native.jump_key = table.key();
+        core.native.flags = to_raw(&core.flags);
+        core.native.slice = 1;
+        runtime::enter(&self.stubs, core, base + generated.memory_entry as u64);
+        core.flags = from_raw(core.native.flags);
+        Some(core.native.stop.take().map_or(Ok(()), Err))
+    }
+
+    #[inline(always)]
+    fn translation(&mut self, block: &Block) -> Option<usize> {
+        let native = &block.native;
+        let number = native.translation.get();
+        if number != 0 {
+            let at = number as usize - 1;
+            if let Some(translation) = self.translations.get(at)
+                && translation.epoch == native.epoch.get()
+                && self.pages[translation.page].epoch == translation.epoch
+            {
+                return Some(at);
+            }
+            native.translation.set(0);
+            native.heat.set(0);
+        }
+        let heat = native.heat.get() + 1;
+        native.heat.set(heat);
+        if heat < self.threshold {
+            return None;
+        }
+        self.translate(block)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn translate(&mut self, block: &Block) -> Option<usize> {
+        block.native.heat.set(0);
+        let place = (block.physical(), block.rip, block.mode().0);
+        let (code, number, generation) = block.page()?;
+        let page = self.page(block.physical() >> 12, code, number, generation)?;
+        let epoch = self.pages[page].epoch;
+        if let Some(&known) = self.by_place.get(&place)
+            && self.translations[known as usize].epoch == epoch
+        {
+            block.native.translation.set(known + 1);
+            block.native.epoch.set(epoch);
+            return Some(known as usize);
+        }
+        if self.arena.room() < MAX_BLOCK_CODE {
+            self.flush();
+            return None;
+        }
+        let base = self.arena.next();
+        let generated =
+            generate(block.bytes()?, block.rip, &block.ops, base, &self.stubs, self.links.len() as u32, self.precise)?;
+        let placed = self.arena.append(&generated.code)?;
+        debug_assert_eq!(placed, base);
+        for link in &generated.links {
+            self.links.push(Link {
+                at: base + link.at as u64,
+                target: link.target,
+                host_flags: link.host_flags,
+                page,
+                epoch,
+                mode: block.mode(),
+            });
+        }
+        self.sites.push(generated.sites);
+        let known = self.translations.len();
+        self.translations.push(Translation {
+            host_entry: base,
+            memory_entry: base + generated.memory_entry as u64,
+            page,
+            epoch,
+            rip: block.rip,
+            mode: block.mode(),
+        });
+        self.by_place.insert(place, known as u32);
+        block.native.translation.set(known as u32 + 1);
+        block.native.epoch.set(epoch);
+        self.statistics.translated += 1;
+        Some(known)
+    }
+
+    /// The record of a page; `None` if it has changed since the block was looked up.
+    fn page(&mut self, physical: u64, code: &CodePages, number: usize, generation: u32) -> Option<usize> {
+        if let Some(&at) = self.page_numbers.get(&physical) {
+            return (self.pages[at].generation == generation).then_some(at);
+        }
+        let epoch = self.next_epoch;
+        self.next_epoch += 1;
+        self.pages.push(Page { code: code.clone(), number, generation, epoch });
+        self.page_numbers.insert(physical, self.pages.len() - 1);
+        // What has happened to the page since is found when the overwrites are next compared.
+        self.overwrites = u64::MAX;
+        Some(self.pages.len() - 1)
+    }
+
+    /// Aims the jump that was left by at a block, if that is where it goes.
+    fn link(&mut self, left_by: u32, number: usize) {
+        self.statistics.unlinked += 1;
+        let Some(link) = self.links.get(left_by as usize - 1) else { return };
+        let to = &self.translations[number];
+        if link.target != to.rip || link.page != to.page || link.epoch != to.epoch || link.mode != to.mode {
+            return;
+        }
+        let entry = if link.host_flags { to.host_entry } else { to.memory_entry };
+        let displacement = entry.wrapping_sub(link.at + 4) as i32;
+        self.arena.patch(link.at, &displacement.to_le_bytes());
+    }
+}
+
+fn place_stubs(arena: &mut Arena) -> Option<Stubs> {
+    let (code, stubs) = runtime::stubs(arena.next());
+    arena.append(&code)?;
+    Some(stubs)
+}

@@ -1,0 +1,675 @@
+//! Code for one block.
+//!
+//! On entry the guest's registers are in the host's, and the flags either in the host's (the first entry) or in [`NativeState::flags`] (the second).
+//! Each instruction's checks come before its first effect; what fails a check is executed by its handler, out of line.
+
+use std::mem::offset_of;
+
+use iced_x86::{Decoder, DecoderOptions};
+
+use super::classify::{ALL, Classified, Template, classify};
+use super::emit::{Emitter, Form, Jump, Rm, host};
+use super::parse::{NOT, Operands, Parts};
+use super::runtime::{Site, Stubs};
+use super::state::NativeState;
+use crate::core::{Core, GPR_ZERO, seg};
+use crate::op::{Mem, Op};
+use crate::tlb;
+
+/// Host registers of the guest's; the others stay in memory. Those with a place in instructions of their own (RAX, RCX, RDX) and most others
+/// are themselves.
+const PINNED: [Option<u8>; 16] = [
+    Some(0),
+    Some(1),
+    Some(2),
+    Some(3),
+    Some(host::GUEST_RSP),
+    Some(5),
+    Some(6),
+    Some(7),
+    Some(8),
+    None,
+    None,
+    None,
+    Some(12),
+    Some(13),
+    Some(14),
+    None,
+];
+
+/// The guest's and the host's number of each pinned register.
+pub(super) fn pinned() -> impl Iterator<Item = (u8, u8)> {
+    PINNED.iter().enumerate().filter_map(|(guest, host)| host.map(|host| (guest as u8, host)))
+}
+
+const NATIVE: usize = offset_of!(Core, native);
+
+/// A field of [`Core`].
+pub(super) const fn core_field(offset: usize) -> Rm {
+    Rm::Disp(host::CORE, offset as i32)
+}
+
+/// Offsets in [`Core`] of what [`NativeState`] holds.
+pub(super) mod field {
+    use super::{NATIVE, NativeState, offset_of};
+    pub(crate) const SLICE: usize = NATIVE + offset_of!(NativeState, slice);
+    pub(crate) const FLAGS: usize = NATIVE + offset_of!(NativeState, flags);
+    pub(crate) const TABLES: usize = NATIVE + offset_of!(NativeState, tables);
+    pub(crate) const JUMP_TABLE: usize = NATIVE + offset_of!(NativeState, jump_table);
+    pub(crate) const JUMP_KEY: usize = NATIVE + offset_of!(NativeState, jump_key);
+}
+
+const RIP: usize = offset_of!(Core, rip);
+
+/// A guest register's place in [`Core`].
+pub(super) fn slot(guest: u8) -> Rm {
+    core_field(offset_of!(Core, gpr) + usize::from(guest) * 8)
+}
+
+/// Where the flags are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Flags {
+    Memory,
+    Host,
+    Both,
+}
+
+/// A piece of code out of the way.
+struct Slow {
+    jumps: Vec<Jump>,
+    site: *const Site,
+    /// Where to go on; `None` for the last instruction.
+    back: Option<usize>,
+    /// The flags are to be in the host's again.
+    restore: bool,
+}
+
+/// A jump that can be aimed at another block later.
+pub(super) struct PendingLink {
+    /// Position of the displacement.
+    pub(super) at: usize,
+    /// Instruction pointer of the block.
+    pub(super) target: u64,
+    /// The flags are in the host's.
+    pub(super) host_flags: bool,
+}
+
+/// A block in host code.
+pub(super) struct Generated {
+    pub(super) code: Vec<u8>,
+    /// Offset of the entry with flags in memory; the other is at zero.
+    pub(super) memory_entry: usize,
+    pub(super) links: Vec<PendingLink>,
+    /// What the code points to.
+    pub(super) sites: Vec<Site>,
+}
+
+/// Where `emit` leaves control.
+enum End {
+    Next,
+    Left,
+}
+
+struct Generator<'a> {
+    e: Emitter,
+    stubs: &'a Stubs,
+    sites: Vec<Site>,
+    flags: Flags,
+    slow: Vec<Slow>,
+    far: Vec<(Jump, u64)>,
+    links: Vec<PendingLink>,
+    rip: u64,
+    count: usize,
+}
+
+/// Generates the block of `ops` whose bytes are `bytes`, to be placed at `base`; `first_link` is the number of its first link.
+/// `precise`: faults see all flags, also those that nothing else will.
+pub(super) fn generate(
+    bytes: &[u8],
+    rip: u64,
+    ops: &[Op],
+    base: u64,
+    stubs: &Stubs,
+    first_link: u32,
+    precise: bool,
+) -> Option<Generated> {
+    let mut decoder = Decoder::with_ip(64, bytes, rip, DecoderOptions::NONE);
+    let mut classified = Vec::with_capacity(ops.len());
+    for (n, op) in ops.iter().enumerate() {
+        let start = usize::from(op.offset);
+        let instruction = decoder.decode();
+        let encoding = bytes.get(start..start + usize::from(op.len))?;
+        if instruction.len() != encoding.len() {
+            return None;
+        }
+        classified.push(classify(instruction, encoding, op, n + 1 == ops.len()));
+    }
+    let mut live = ALL;
+    for c in classified.iter_mut().rev() {
+        c.live_after = live;
+        live = if precise && c.may_fault() { ALL } else { c.read | live & !c.kill };
+        c.live_before = live;
+    }
+    let mut g = Generator {
+        e: Emitter::new(base),
+        stubs,
+        sites: Vec::with_capacity(ops.len()),
+        flags: Flags::Host,
+        slow: Vec::new(),
+        far: Vec::new(),
+        links: Vec::new(),
+        rip,
+        count: ops.len(),
+    };
+    if live != 0 {
+        g.save_flags();
+    }
+    g.flags = Flags::Memory;
+    let memory_entry = g.e.code.len();
+    let count = ops.len() as i32;
+    g.e.modrm(Form::short(0x81), 5, core_field(field::SLICE));
+    g.e.bytes(&count.to_le_bytes());
+    let used_up = g.e.jump_if(8);
+    let mut end = End::Next;
+    for (n, (c, op)) in classified.iter().zip(ops).enumerate() {
+        end = g.instruction(c, op, bytes, n);
+    }
+    if matches!(end, End::Next) {
+        let next = rip.wrapping_add(bytes_used(ops) as u64);
+        g.go_to(next);
+    }
+    g.out_of_line(used_up, count, first_link);
+    Some(Generated { code: g.e.code, memory_entry, links: g.links, sites: g.sites })
+}
+
+fn bytes_used(ops: &[Op]) -> usize {
+    ops.last().map_or(0, |op| usize::from(op.offset) + usize::from(op.len))
+}
+
+impl Generator<'_> {
+    /// Stores the host's flags, leaving them changed.
+    fn save_flags(&mut self) {
+        save_flags(&mut self.e, host::B);
+    }
+
+    /// Loads the host's flags from memory.
+    fn restore_flags(&mut self) {
+        self.e.mov(host::B, host::RAX);
+        // MOVZX EAX, word; ADD AL, 0x7F makes OF; SAHF the rest.
+        self.e.modrm(Form { two_byte: true, ..Form::short(0xb7) }, host::RAX, core_field(field::FLAGS));
+        self.e.bytes(&[0x04, 0x7f, 0x9e]);
+        self.e.mov(host::RAX, host::B);
+    }
+
+    /// Before host flags are clobbered: keeps them if they are `live`.
+    fn keep_flags(&mut self, live: bool) {
+        if self.flags == Flags::Host && live {
+            self.save_flags();
+        }
+        self.flags = Flags::Memory;
+    }
+
+    fn want_host_flags(&mut self) {
+        if self.flags == Flags::Memory {
+            self.restore_flags();
+            self.flags = Flags::Both;
+        }
+    }
+
+    /// The register's value in a host register: its own, or `scratch`.
+    fn value(&mut self, guest: u8, scratch: u8) -> u8 {
+        PINNED[usize::from(guest)].unwrap_or_else(|| {
+            self.e.load(scratch, slot(guest));
+            scratch
+        })
+    }
+
+    /// Puts what is in `from` into the guest's register.
+    fn set(&mut self, guest: u8, from: u8) {
+        match PINNED[usize::from(guest)] {
+            Some(to) if to == from => {}
+            Some(to) => self.e.mov(to, from),
+            None => self.e.store(slot(guest), from),
+        }
+    }
+
+    /// The effective address of `mem`, into `to`; the flags stay.
+    fn effective_address(&mut self, to: u8, mem: &Mem, wide: bool) {
+        let form = Form { wide, ..Form::short(0x8d) };
+        let part = |g: &mut Self, register: u8, scratch: u8| {
+            if register == GPR_ZERO { None } else { Some(g.value(register, scratch)) }
+        };
+        let base = part(self, mem.base, host::A);
+        let index = part(self, mem.index, host::B);
+        match i32::try_from(mem.displacement as i64) {
+            Ok(disp) => match (base, index) {
+                (Some(base), None) => self.e.modrm(form, to, Rm::Disp(base, disp)),
+                (None, None) => {
+                    self.e.constant(to, if wide { mem.displacement } else { mem.displacement & 0xffff_ffff })
+                }
+                _ => self.e.modrm(form, to, Rm::Sib(base, index, mem.shift, disp)),
+            },
+            // Only RIP-relative operands, which have no registers, and absolute ones.
+            Err(_) => self.e.constant(to, if wide { mem.displacement } else { mem.displacement & 0xffff_ffff }),
+        }
+    }
+
+    /// The linear address of `mem`, into the first scratch register. Clobbers flags if there is a segment base.
+    fn linear_address(&mut self, mem: &Mem) {
+        self.effective_address(host::A, mem, true);
+        let segment = usize::from(mem.segment);
+        if segment < seg::FLAT {
+            let base = offset_of!(Core, segment_bases) + segment * 8;
+            self.e.modrm(Form::long(0x03), host::A, core_field(base));
+        }
+    }
+
+    /// Turns the linear address in the first scratch register into a host address; the jump is taken if the TLB does not know it.
+    fn look_up(&mut self, size: usize, write: bool) -> Jump {
+        let e = &mut self.e;
+        e.mov(host::B, host::A);
+        e.modrm(Form::long(0xc1), 5, Rm::Reg(host::B));
+        e.bytes(&[tlb::INDEX_SHIFT]);
+        e.modrm(Form::short(0x81), 4, Rm::Reg(host::B));
+        e.bytes(&tlb::INDEX_MASK.to_le_bytes());
+        e.modrm(Form::long(0x03), host::B, core_field(field::TABLES + usize::from(write) * 8));
+        e.modrm(Form::long(0x33), host::A, Rm::At(host::B));
+        e.modrm(Form::long(0x81), 7, Rm::Reg(host::A));
+        e.bytes(&(4096 - size as i32).to_le_bytes());
+        let miss = e.jump_if(7);
+        e.modrm(Form::long(0x03), host::A, Rm::Disp(host::B, 8));
+        miss
+    }
+
+    fn site(&mut self, op: &Op, n: usize, chains: bool) -> *const Site {
+        let rip = self.rip.wrapping_add(u64::from(op.offset));
+        let last = n + 1 == self.count;
+        self.sites.push(Site {
+            op: *op,
+            rip,
+            after: rip.wrapping_add(u64::from(op.len)),
+            uncounted: (self.count - n) as i32,
+            last,
+            chains,
+        });
+        &raw const self.sites[self.sites.len() - 1]
+    }
+
+    fn call_handler(&mut self, site: *const Site) {
+        self.e.constant(host::A, site as u64);
+        self.e.call_to(self.stubs.call_handler);
+    }
+
+    fn instruction(&mut self, c: &Classified<'_>, op: &Op, bytes: &[u8], n: usize) -> End {
+        let live = c.live_before != 0;
+        match c.template {
+            Template::Nop => {}
+            Template::Lea { reg, wide } => {
+                let to = PINNED[usize::from(reg)].unwrap_or(host::A);
+                self.effective_address(to, &op.mem, wide);
+                self.set(reg, to);
+            }
+            Template::Constant { reg, value } => {
+                let to = PINNED[usize::from(reg)].unwrap_or(host::A);
+                self.e.constant(to, value);
+                self.set(reg, to);
+            }
+            Template::ByteConstant { reg, value } => {
+                let to = self.value(reg, host::A);
+                self.e.modrm(Form { rex: true, ..Form::short(0xc6) }, 0, Rm::Reg(to));
+                self.e.bytes(&[value]);
+                self.set(reg, to);
+            }
+            Template::Swap { reg, wide } => {
+                let to = self.value(reg, host::A);
+                self.e.bytes(&[0x40 | u8::from(wide) << 3 | to >> 3, 0x0f, 0xc8 | to & 7]);
+                self.set(reg, to);
+            }
+            Template::Exchange { reg, wide } => {
+                let to = self.value(reg, host::A);
+                self.e.modrm(Form { wide, ..Form::short(0x87) }, host::RAX, Rm::Reg(to));
+                self.set(reg, to);
+            }
+            Template::Verbatim => {
+                self.flags_before(c);
+                let start = usize::from(op.offset);
+                self.e.bytes(&bytes[start..start + usize::from(op.len)]);
+                if c.touches {
+                    self.flags = Flags::Host;
+                }
+            }
+            Template::ModRm(ref parts, ref operands) => self.modrm(c, parts, operands, op, n),
+            Template::Push { reg } => {
+                self.push_at(op, n, live);
+                let value = self.value(reg, host::B);
+                self.e.store(Rm::At(host::A), value);
+                self.e.lea(host::GUEST_RSP, Rm::Disp(host::GUEST_RSP, -8));
+                self.slow_back();
+            }
+            Template::PushConstant(value) => {
+                self.push_at(op, n, live);
+                self.store_constant(value);
+                self.e.lea(host::GUEST_RSP, Rm::Disp(host::GUEST_RSP, -8));
+                self.slow_back();
+            }
+            Template::Pop { reg } => {
+                self.pop_at(host::GUEST_RSP, op, n, live);
+                let to = PINNED[usize::from(reg)].unwrap_or(host::A);
+                self.e.load(to, Rm::At(host::A));
+                self.set(reg, to);
+                if to != host::GUEST_RSP {
+                    self.e.lea(host::GUEST_RSP, Rm::Disp(host::GUEST_RSP, 8));
+                }
+                self.slow_back();
+            }
+            Template::Leave => {
+                self.pop_at(host::RBP, op, n, live);
+                self.e.lea(host::GUEST_RSP, Rm::Disp(host::RBP, 8));
+                self.e.load(host::RBP, Rm::At(host::A));
+                self.slow_back();
+            }
+            Template::JumpIf { condition, target } => {
+                self.want_host_flags();
+                let taken = self.e.jump_if(condition);
+                if self.same_page(target) {
+                    self.links.push(PendingLink { at: taken.0, target, host_flags: true });
+                } else {
+                    self.far.push((taken, target));
+                }
+                self.go_to(self.rip.wrapping_add(u64::from(op.offset) + u64::from(op.len)));
+                return End::Left;
+            }
+            Template::Jump { target } => {
+                self.go_to(target);
+                return End::Left;
+            }
+            Template::Call { target } => {
+                let after = self.rip.wrapping_add(u64::from(op.offset) + u64::from(op.len));
+                self.push_at(op, n, live);
+                if let Ok(small) = i32::try_from(after as i64) {
+                    self.store_constant(small);
+                } else {
+                    self.e.constant(host::B, after);
+                    self.e.store(Rm::At(host::A), host::B);
+                }
+                self.e.lea(host::GUEST_RSP, Rm::Disp(host::GUEST_RSP, -8));
+                self.go_to(target);
+                return End::Left;
+            }
+            Template::Return { dropped } => {
+                self.keep_flags(live);
+                self.e.mov(host::A, host::GUEST_RSP);
+                let miss = self.look_up(8, false);
+                self.e.load(host::A, Rm::At(host::A));
+                let unknown = self.find_code();
+                self.e.lea(host::GUEST_RSP, Rm::Disp(host::GUEST_RSP, 8 + dropped));
+                self.enter_found();
+                self.slow_end(vec![miss, unknown], op, n);
+                return End::Left;
+            }
+            Template::JumpRegister { reg } => {
+                self.keep_flags(live);
+                let target = self.value(reg, host::A);
+                if target != host::A {
+                    self.e.mov(host::A, target);
+                }
+                let unknown = self.find_code();
+                self.enter_found();
+                self.slow_end(vec![unknown], op, n);
+                return End::Left;
+            }
+            Template::JumpMemory => {
+                self.keep_flags(live);
+                self.linear_address(&op.mem);
+                let miss = self.look_up(8, false);
+                self.e.load(host::A, Rm::At(host::A));
+                let unknown = self.find_code();
+                self.enter_found();
+                self.slow_end(vec![miss, unknown], op, n);
+                return End::Left;
+            }
+            Template::Handler => {
+                self.keep_flags(live);
+                let site = self.site(op, n, false);
+                self.call_handler(site);
+            }
+            Template::Branch => {
+                self.keep_flags(live);
+                let site = self.site(op, n, true);
+                self.call_handler(site);
+                self.e.load(host::A, core_field(RIP));
+                let unknown = self.find_code();
+                self.enter_found();
+                self.e.aim_here(unknown);
+                self.leave(0);
+                return End::Left;
+            }
+            Template::Leaving => {
+                self.keep_flags(live);
+                let site = self.site(op, n, false);
+                self.call_handler(site);
+                // The call comes back only if more of the block had followed.
+                self.leave_to(self.rip.wrapping_add(u64::from(op.offset) + u64::from(op.len)), 0);
+                return End::Left;
+            }
+        }
+        End::Next
+    }
+
+    fn store_constant(&mut self, value: i32) {
+        self.e.modrm(Form::long(0xc7), 0, Rm::At(host::A));
+        self.e.bytes(&value.to_le_bytes());
+    }
+
+    /// Sees to it that the flags an instruction reads, or leaves to others, are the host's.
+    fn flags_before(&mut self, c: &Classified<'_>) {
+        if c.read != 0 || (c.touches && c.live_after & !c.kill != 0) {
+            self.want_host_flags();
+        }
+    }
+
+    fn slow_from(&mut self, miss: Jump, op: &Op, n: usize) {
+        let site = self.site(op, n, true);
+        self.slow.push(Slow { jumps: vec![miss], site, back: None, restore: false });
+    }
+
+    /// What went out of line last comes back here.
+    fn slow_back(&mut self) {
+        let here = self.e.code.len();
+        if let Some(slow) = self.slow.last_mut() {
+            slow.back = Some(here);
+        }
+    }
+
+    fn slow_end(&mut self, jumps: Vec<Jump>, op: &Op, n: usize) {
+        let site = self.site(op, n, true);
+        self.slow.push(Slow { jumps, site, back: None, restore: false });
+    }
+
+    /// The host address below the stack pointer.
+    fn push_at(&mut self, op: &Op, n: usize, live: bool) {
+        self.keep_flags(live);
+        self.e.lea(host::A, Rm::Disp(host::GUEST_RSP, -8));
+        let miss = self.look_up(8, true);
+        self.slow_from(miss, op, n);
+    }
+
+    /// The host address of eight bytes at a register.
+    fn pop_at(&mut self, register: u8, op: &Op, n: usize, live: bool) {
+        self.keep_flags(live);
+        self.e.mov(host::A, register);
+        let miss = self.look_up(8, false);
+        self.slow_from(miss, op, n);
+    }
+
+    fn modrm(&mut self, c: &Classified<'_>, parts: &Parts<'_>, operands: &Operands, op: &Op, n: usize) {
+        let wide = parts.rex & 8 != 0;
+        let merges = |byte: bool| byte || parts.word;
+        if parts.memory {
+            self.keep_flags(c.live_before != 0);
+            let size = c.instruction.memory_size().size();
+            self.linear_address(&op.mem);
+            let miss = self.look_up(size, operands.rm.write);
+            self.slow_from(miss, op, n);
+        }
+        self.flags_before(c);
+        let mut to_store = Vec::new();
+        let mut operand = |g: &mut Self, guest: u8, access: super::parse::Access, byte: bool, scratch: u8| {
+            PINNED[usize::from(guest)].unwrap_or_else(|| {
+                if access.read || merges(byte) {
+                    g.e.load(scratch, slot(guest));
+                }
+                if access.write {
+                    to_store.push((guest, scratch));
+                }
+                scratch
+            })
+        };
+        // A high byte register keeps its number, which without REX means the same on the host.
+        let high = |byte: bool, register: u8| byte && parts.rex == 0 && (4..8).contains(&register);
+        let reg = if operands.reg == NOT {
+            parts.reg & 7
+        } else if high(operands.byte_reg, parts.reg) {
+            parts.reg
+        } else {
+            operand(self, parts.reg, operands.reg, operands.byte_reg, host::B)
+        };
+        let rm = if parts.memory {
+            Rm::At(host::A)
+        } else if high(operands.byte_rm, parts.rm) {
+            Rm::Reg(parts.rm)
+        } else {
+            Rm::Reg(operand(self, parts.rm, operands.rm, operands.byte_rm, host::A))
+        };
+        let prefix = if parts.word { 0x66 } else { parts.repeat };
+        let form = Form {
+            lock: parts.lock,
+            prefix,
+            wide,
+            rex: parts.rex != 0,
+            two_byte: parts.two_byte,
+            opcode: parts.opcode,
+        };
+        self.e.modrm(form, reg, rm);
+        self.e.bytes(parts.immediate);
+        for (guest, scratch) in to_store {
+            self.e.store(slot(guest), scratch);
+        }
+        if c.touches {
+            self.flags = Flags::Host;
+        } else if parts.memory {
+            self.flags = Flags::Memory;
+        }
+        if parts.memory {
+            self.slow_back();
+            if c.touches
+                && c.live_after != 0
+                && let Some(slow) = self.slow.last_mut()
+            {
+                slow.restore = true;
+            }
+        }
+    }
+
+    fn same_page(&self, target: u64) -> bool {
+        target >> 12 == self.rip >> 12
+    }
+
+    /// Goes on at `target`.
+    fn go_to(&mut self, target: u64) {
+        if self.same_page(target) {
+            let jump = self.e.jump();
+            self.links.push(PendingLink { at: jump.0, target, host_flags: self.flags != Flags::Memory });
+        } else {
+            self.keep_flags(true);
+            self.jump_far(target);
+        }
+    }
+
+    /// Through the table of jumps; flags in memory.
+    fn jump_far(&mut self, target: u64) {
+        self.e.constant(host::A, target);
+        let unknown = self.find_code();
+        self.enter_found();
+        self.e.aim_here(unknown);
+        self.leave_to(target, 0);
+    }
+
+    /// Looks for the code of the instruction pointer in the first scratch register; the jump is taken if there is none.
+    fn find_code(&mut self) -> Jump {
+        let e = &mut self.e;
+        e.mov(host::B, host::A);
+        e.modrm(Form::long(0xc1), 5, Rm::Reg(host::B));
+        e.bytes(&[12]);
+        e.modrm(Form::short(0x33), host::B, Rm::Reg(host::A));
+        e.modrm(Form::short(0x81), 4, Rm::Reg(host::B));
+        e.bytes(&(super::cache::JUMP_ENTRIES as u32 - 1).to_le_bytes());
+        e.modrm(Form::short(0xc1), 4, Rm::Reg(host::B));
+        e.bytes(&[4]);
+        e.modrm(Form::long(0x03), host::B, core_field(field::JUMP_TABLE));
+        e.modrm(Form::long(0x33), host::A, core_field(field::JUMP_KEY));
+        e.modrm(Form::long(0x3b), host::A, Rm::At(host::B));
+        e.jump_if(5)
+    }
+
+    fn enter_found(&mut self) {
+        self.e.modrm(Form::short(0xff), 4, Rm::Disp(host::B, 8));
+    }
+
+    /// Returns to the loop with `link` as what it may aim; flags in memory, the instruction pointer stored.
+    fn leave(&mut self, link: u32) {
+        self.e.constant(host::B, u64::from(link));
+        self.e.jump_to(self.stubs.leave_memory);
+    }
+
+    fn leave_to(&mut self, target: u64, link: u32) {
+        self.e.constant(host::A, target);
+        self.e.store(core_field(RIP), host::A);
+        self.leave(link);
+    }
+
+    fn out_of_line(&mut self, used_up: Jump, count: i32, first_link: u32) {
+        for slow in std::mem::take(&mut self.slow) {
+            for jump in slow.jumps {
+                self.e.aim_here(jump);
+            }
+            self.call_handler(slow.site);
+            match slow.back {
+                Some(back) => {
+                    if slow.restore {
+                        self.restore_flags();
+                    }
+                    let jump = self.e.jump();
+                    self.e.aim(jump, back);
+                }
+                None => self.leave(0),
+            }
+        }
+        for (jump, target) in std::mem::take(&mut self.far) {
+            self.e.aim_here(jump);
+            self.save_flags();
+            self.jump_far(target);
+        }
+        for n in 0..self.links.len() {
+            let PendingLink { at, target, host_flags } = self.links[n];
+            self.e.aim_here(Jump(at));
+            self.e.constant(host::A, target);
+            self.e.store(core_field(RIP), host::A);
+            self.e.constant(host::B, u64::from(first_link + n as u32 + 1));
+            self.e.jump_to(if host_flags { self.stubs.leave_host } else { self.stubs.leave_memory });
+        }
+        self.e.aim_here(used_up);
+        self.e.modrm(Form::short(0x81), 0, core_field(field::SLICE));
+        self.e.bytes(&count.to_le_bytes());
+        self.leave_to(self.rip, 0);
+    }
+}
+
+/// Stores the host's flags; RAX is kept in `scratch` meanwhile.
+pub(super) fn save_flags(e: &mut Emitter, scratch: u8) {
+    e.mov(scratch, host::RAX);
+    // LAHF; SETO AL.
+    e.bytes(&[0x9f, 0x0f, 0x90, 0xc0]);
+    e.modrm(Form { prefix: 0x66, ..Form::short(0x89) }, host::RAX, core_field(field::FLAGS));
+    e.mov(host::RAX, scratch);
+}

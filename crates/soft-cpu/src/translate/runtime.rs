@@ -1,0 +1,158 @@
+//! Entering generated code, leaving it, and what it calls.
+
+#![expect(unsafe_code, reason = "calls generated code and is called by it")]
+
+use std::mem::offset_of;
+
+use x86::InterruptShadow;
+
+use super::emit::{Emitter, Form, Rm, host};
+use super::generate::{pinned, save_flags, slot};
+use super::state::{from_raw, to_raw};
+use crate::core::Core;
+use crate::op::Op;
+
+/// An instruction that its handler executes: what generated code hands over.
+pub(super) struct Site {
+    pub(super) op: Op,
+    /// Its instruction pointer.
+    pub(super) rip: u64,
+    /// The one after it.
+    pub(super) after: u64,
+    /// Instructions of the block from this one on: counted already, and not executed if it faults.
+    pub(super) uncounted: i32,
+    /// It is the last of its block.
+    pub(super) last: bool,
+    /// Being the last, it is a near branch that generated code goes on from.
+    pub(super) chains: bool,
+}
+
+/// Addresses of the pieces that all blocks share.
+pub(super) struct Stubs {
+    /// `extern "sysv64" fn(core, code) -> link`.
+    pub(super) enter: u64,
+    /// Leaves with the number of a link in the second scratch register and the flags in the host's.
+    pub(super) leave_host: u64,
+    /// Likewise with the flags in memory.
+    pub(super) leave_memory: u64,
+    /// Calls the handler of the [`Site`] in the first scratch register.
+    pub(super) call_handler: u64,
+}
+
+/// Registers that a function must preserve and that generated code uses.
+const PRESERVED: [u8; 6] = [3, 5, 12, 13, 14, 15];
+
+fn push(e: &mut Emitter, register: u8) {
+    if register >= 8 {
+        e.bytes(&[0x41]);
+    }
+    e.bytes(&[0x50 | register & 7]);
+}
+
+fn pop(e: &mut Emitter, register: u8) {
+    if register >= 8 {
+        e.bytes(&[0x41]);
+    }
+    e.bytes(&[0x58 | register & 7]);
+}
+
+fn spill(e: &mut Emitter) {
+    for (guest, register) in pinned() {
+        e.store(slot(guest), register);
+    }
+}
+
+fn reload(e: &mut Emitter) {
+    for (guest, register) in pinned() {
+        e.load(register, slot(guest));
+    }
+}
+
+/// The shared pieces, for the address `base`.
+pub(super) fn stubs(base: u64) -> (Vec<u8>, Stubs) {
+    const RDI: u8 = 7;
+    const RSI: u8 = 6;
+    let mut e = Emitter::new(base);
+    let enter = e.here();
+    for register in PRESERVED {
+        push(&mut e, register);
+    }
+    // Six registers and the return address: eight more bytes make 16.
+    e.lea(host::RSP, Rm::Disp(host::RSP, -8));
+    e.mov(host::CORE, RDI);
+    e.mov(host::B, RSI);
+    reload(&mut e);
+    e.modrm(Form::short(0xff), 4, Rm::Reg(host::B));
+
+    let leave_host = e.here();
+    save_flags(&mut e, host::A);
+    let leave_memory = e.here();
+    spill(&mut e);
+    e.mov(host::RAX, host::B);
+    let leave = e.here();
+    e.lea(host::RSP, Rm::Disp(host::RSP, 8));
+    for register in PRESERVED.into_iter().rev() {
+        pop(&mut e, register);
+    }
+    e.bytes(&[0xc3]);
+
+    let call_handler = e.here();
+    spill(&mut e);
+    e.lea(host::RSP, Rm::Disp(host::RSP, -8));
+    e.mov(RDI, host::CORE);
+    e.mov(RSI, host::A);
+    e.constant(host::RAX, execute as *const () as u64);
+    e.modrm(Form::short(0xff), 2, Rm::Reg(host::RAX));
+    e.lea(host::RSP, Rm::Disp(host::RSP, 8));
+    // TEST EAX, EAX
+    e.bytes(&[0x85, 0xc0]);
+    let stop = e.jump_if(5);
+    reload(&mut e);
+    e.bytes(&[0xc3]);
+    e.aim_here(stop);
+    // The return address goes too; the registers are in memory.
+    e.lea(host::RSP, Rm::Disp(host::RSP, 8));
+    e.bytes(&[0x31, 0xc0]);
+    e.jump_to(leave);
+    (e.code, Stubs { enter, leave_host, leave_memory, call_handler })
+}
+
+/// Runs generated code at `code` and returns the number of the link it left by, zero for none.
+pub(super) fn enter(stubs: &Stubs, core: &mut Core, code: u64) -> u32 {
+    const { assert!(offset_of!(Core, gpr) == 0) };
+    // SAFETY: `stubs.enter` is code of this type and `code` an entry that was generated for it; both lie in the arena, which is not cleared while they
+    // run. They touch the core, and guest RAM through its TLB.
+    unsafe {
+        let trampoline: extern "sysv64" fn(*mut Core, u64) -> u32 = std::mem::transmute(stubs.enter as *const ());
+        trampoline(core, code)
+    }
+}
+
+/// Executes one instruction by its handler. Zero if generated code may go on after it.
+extern "sysv64" fn execute(core: *mut Core, site: *const Site) -> u32 {
+    // SAFETY: generated code passes the core that it was entered with, whose only user it is, and a site that lives as long as the code.
+    let (core, site) = unsafe { (&mut *core, &*site) };
+    core.flags = from_raw(core.native.flags);
+    core.rip = site.after;
+    core.block_end = usize::MAX;
+    let result = (site.op.execute)(core, &site.op);
+    core.native.flags = to_raw(&core.flags);
+    match result {
+        Ok(()) => {
+            let quiet =
+                core.block_end != 0 && !core.has_attention() && core.shadow == InterruptShadow::None && !core.halted;
+            if quiet && (!site.last || site.chains) {
+                return 0;
+            }
+            core.native.slice += site.uncounted - 1;
+            1
+        }
+        Err(stop) => {
+            core.attribute_fault(&site.op);
+            core.native.stop = Some(stop);
+            core.rip = site.rip;
+            core.native.slice += site.uncounted;
+            1
+        }
+    }
+}

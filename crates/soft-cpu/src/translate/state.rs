@@ -1,0 +1,49 @@
+//! What generated code keeps in [`Core`](crate::core::Core) for itself.
+
+use x86::rflags;
+
+use crate::core::Stop;
+use crate::flags::LazyFlags;
+
+/// Words that generated code reads and writes.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub struct NativeState {
+    /// Instructions until it returns; below zero it does.
+    pub(crate) slice: i32,
+    /// The status flags as LAHF and SETO give them: AH and AL.
+    pub(crate) flags: u16,
+    /// The read and write tables of the TLB for the current rights.
+    pub(crate) tables: [usize; 2],
+    /// Entries from instruction pointers to code, for the current mode.
+    pub(crate) jump_table: usize,
+    /// What instruction pointers are mixed with in `jump_table`, so that a change of it empties the table.
+    pub(crate) jump_key: u64,
+    /// Why a handler stopped.
+    pub(crate) stop: Option<Stop>,
+}
+
+/// LAHF's and SETO's form of the flags.
+pub(super) fn to_raw(flags: &LazyFlags) -> u16 {
+    let bits = flags.bits();
+    let low = rflags::CF | rflags::PF | rflags::AF | rflags::ZF | rflags::SF;
+    ((bits & low) as u16) << 8 | u16::from(bits & rflags::OF != 0)
+}
+
+/// And back.
+pub(super) fn from_raw(raw: u16) -> LazyFlags {
+    let overflow = if raw & 1 != 0 { rflags::OF } else { 0 };
+    LazyFlags::from_bits(u64::from(raw >> 8) | overflow)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_status_flag_survives_the_way_there_and_back() {
+        for bit in [rflags::CF, rflags::PF, rflags::AF, rflags::ZF, rflags::SF, rflags::OF] {
+            assert_eq!(from_raw(to_raw(&LazyFlags::from_bits(bit))).bits(), bit);
+        }
+    }
+}

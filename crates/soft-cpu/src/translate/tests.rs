@@ -1,0 +1,73 @@
+//! What boots and the comparison with the host do not show: eviction, code that changes under its translation, budgets.
+
+use x86::gpr;
+
+use super::cache::Translator;
+use crate::run::{Cpu, Exit, TranslatorMode};
+use crate::testing::{CODE, long_mode};
+
+const HLT: u8 = 0xf4;
+
+fn translating(code: &[u8]) -> Cpu {
+    let mut cpu = long_mode(code);
+    cpu.set_translator(TranslatorMode::On { threshold: 1, precise: false });
+    cpu
+}
+
+/// `blocks` blocks that add 1 to RAX, run RCX times, then HLT.
+fn chain(blocks: usize) -> Vec<u8> {
+    let mut code = Vec::new();
+    for _ in 0..blocks {
+        // ADD RAX, 1; JMP to the next instruction.
+        code.extend([0x48, 0x83, 0xc0, 0x01, 0xeb, 0x00]);
+    }
+    // DEC RCX; JNZ to the start; HLT.
+    code.extend([0x48, 0xff, 0xc9, 0x0f, 0x85]);
+    let displacement = -(code.len() as i32 + 4);
+    code.extend(displacement.to_le_bytes());
+    code.push(HLT);
+    code
+}
+
+#[test]
+fn a_chain_of_blocks_over_two_pages_runs_translated() {
+    let mut cpu = translating(&chain(1000));
+    cpu.core.gpr[gpr::RCX] = 50;
+    assert_eq!(cpu.run(1_000_000), Exit::Halted);
+    assert_eq!(cpu.core.gpr[gpr::RAX], 50_000);
+    let statistics = cpu.translator_statistics();
+    assert!(statistics.instructions > 90_000, "{statistics:?}");
+    assert_eq!(cpu.core.counters.instructions, 50 * 2002 + 1);
+}
+
+#[test]
+fn a_full_arena_is_flushed_and_filled_again() {
+    let mut cpu = long_mode(&chain(3000));
+    cpu.use_translator(Translator::with_arena(1, false, 128 << 10).unwrap());
+    cpu.core.gpr[gpr::RCX] = 20;
+    assert_eq!(cpu.run(1_000_000), Exit::Halted);
+    assert_eq!(cpu.core.gpr[gpr::RAX], 60_000);
+    assert!(cpu.translator_statistics().flushes > 1);
+}
+
+#[test]
+fn a_store_into_the_running_page_is_executed_as_stored() {
+    // MOV EAX, 1; ADD RBX, RAX; INC dword [RIP - 13 + 1], the MOV's immediate; DEC RCX; JNZ to the start; HLT.
+    let code =
+        [0xb8, 1, 0, 0, 0, 0x48, 0x01, 0xc3, 0xff, 0x05, 0xf3, 0xff, 0xff, 0xff, 0x48, 0xff, 0xc9, 0x75, 0xed, HLT];
+    let mut cpu = translating(&code);
+    cpu.core.gpr[gpr::RCX] = 10;
+    cpu.core.gpr[gpr::RBX] = 0;
+    assert_eq!(cpu.run(10_000), Exit::Halted);
+    assert_eq!(cpu.core.gpr[gpr::RBX], 55);
+}
+
+#[test]
+fn an_endless_loop_leaves_when_its_budget_is_used_up_and_when_it_is_kicked() {
+    let mut cpu = translating(&[0xeb, 0xfe]);
+    assert_eq!(cpu.core.rip, CODE);
+    assert_eq!(cpu.run(100_000), Exit::Budget);
+    assert_eq!(cpu.core.rip, CODE);
+    cpu.core.link.group().notify(0, crate::smp::attention::KICK);
+    assert_eq!(cpu.run(100_000), Exit::Kicked);
+}
