@@ -401,10 +401,10 @@ impl Generator<'_> {
                 self.e.mov(host::A, host::GUEST_RSP);
                 let miss = self.look_up(8, false);
                 self.e.load(host::A, Rm::At(host::A));
-                let unknown = self.find_code();
+                let unknown = self.find_code_of_register();
                 self.e.lea(host::GUEST_RSP, Rm::Disp(host::GUEST_RSP, 8 + dropped));
                 self.enter_found();
-                self.slow_end(vec![miss, unknown], op, n);
+                self.slow_end([miss].into_iter().chain(unknown).collect(), op, n);
                 return End::Left;
             }
             Template::JumpRegister { reg } => {
@@ -413,9 +413,9 @@ impl Generator<'_> {
                 if target != host::A {
                     self.e.mov(host::A, target);
                 }
-                let unknown = self.find_code();
+                let unknown = self.find_code_of_register();
                 self.enter_found();
-                self.slow_end(vec![unknown], op, n);
+                self.slow_end(unknown.to_vec(), op, n);
                 return End::Left;
             }
             Template::JumpMemory => {
@@ -423,9 +423,9 @@ impl Generator<'_> {
                 self.linear_address(&op.mem);
                 let miss = self.look_up(8, false);
                 self.e.load(host::A, Rm::At(host::A));
-                let unknown = self.find_code();
+                let unknown = self.find_code_of_register();
                 self.enter_found();
-                self.slow_end(vec![miss, unknown], op, n);
+                self.slow_end([miss].into_iter().chain(unknown).collect(), op, n);
                 return End::Left;
             }
             Template::Handler => {
@@ -593,6 +593,22 @@ impl Generator<'_> {
         self.enter_found();
         self.e.aim_here(unknown);
         self.leave_to(target, 0);
+    }
+
+    /// As [`Self::find_code`], for an instruction pointer that the guest has computed: one that is not canonical is not looked for, because it could
+    /// differ from an entry's in just the bits of the keys. The jumps are taken where there is nothing to enter.
+    fn find_code_of_register(&mut self) -> [Jump; 2] {
+        let e = &mut self.e;
+        // Bits 47 to 63 are all alike if they are 0 or -1 as a number.
+        e.mov(host::B, host::A);
+        e.modrm(Form::long(0xc1), 7, Rm::Reg(host::B));
+        e.bytes(&[47]);
+        e.modrm(Form::long(0x83), 0, Rm::Reg(host::B));
+        e.bytes(&[1]);
+        e.modrm(Form::long(0x83), 7, Rm::Reg(host::B));
+        e.bytes(&[1]);
+        let not_canonical = e.jump_if(7);
+        [not_canonical, self.find_code()]
     }
 
     /// Looks for the code of the instruction pointer in the first scratch register; the jump is taken if there is none.

@@ -71,3 +71,23 @@ fn an_endless_loop_leaves_when_its_budget_is_used_up_and_when_it_is_kicked() {
     cpu.core.link.group().notify(0, crate::smp::attention::KICK);
     assert_eq!(cpu.run(100_000), Exit::Kicked);
 }
+
+#[test]
+fn a_return_to_an_address_that_is_not_canonical_finds_no_old_translation() {
+    // mov ecx, 100; xor r8d, r8d; l: lea rax, [t]; xor rax, r8; push rax; ret; t: dec ecx; jne l; test r8, r8; jne e; mov rax, cr3; mov cr3, rax;
+    // mov r8, bits << 48; mov ecx, 100; jmp l; e: jmp e
+    let program = |bits: u8| {
+        vec![
+            0xb9, 0x64, 0, 0, 0, 0x45, 0x31, 0xc0, 0x48, 0x8d, 0x05, 5, 0, 0, 0, 0x4c, 0x31, 0xc0, 0x50, 0xc3, 0xff,
+            0xc9, 0x75, 0xf0, 0x4d, 0x85, 0xc0, 0x75, 0x17, 0x0f, 0x20, 0xd8, 0x0f, 0x22, 0xd8, 0x49, 0xb8, 0, 0, 0, 0,
+            0, 0, bits, 0, 0xb9, 0x64, 0, 0, 0, 0xeb, 0xd4, 0xeb, 0xfe,
+        ]
+    };
+    // The keys before and after the CR3 write differ in some of these bits.
+    for bits in 1..16 {
+        let mut cpu = translating(&program(bits));
+        // #GP without an interrupt descriptor table is a triple fault.
+        assert_eq!(cpu.run(100_000), Exit::Shutdown, "{bits:#x}");
+        assert_eq!(cpu.core.gpr[gpr::RCX], 100, "the second loop's first return already faults");
+    }
+}
