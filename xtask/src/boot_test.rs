@@ -90,6 +90,8 @@ enum Kernel {
     SmallStub,
     /// Ours as an ELF file.
     SmallElf,
+    /// Ours, without the translator.
+    SmallInterpreted,
 }
 
 impl Kernel {
@@ -99,6 +101,7 @@ impl Kernel {
             Self::Small => "small",
             Self::SmallStub => "small-stub",
             Self::SmallElf => "small-elf",
+            Self::SmallInterpreted => "small-interpreted",
         }
     }
 
@@ -111,19 +114,23 @@ impl Kernel {
     fn memory(self) -> u32 {
         match self {
             Self::Stock => 512,
-            Self::Small | Self::SmallStub | Self::SmallElf => 256,
+            Self::Small | Self::SmallStub | Self::SmallElf | Self::SmallInterpreted => 256,
         }
     }
 
     fn limit(self) -> Duration {
         match self {
             Self::Stock => Duration::from_secs(300),
-            Self::Small | Self::SmallStub | Self::SmallElf => Duration::from_secs(60),
+            Self::Small | Self::SmallStub | Self::SmallElf | Self::SmallInterpreted => Duration::from_secs(60),
         }
     }
 
     fn settings(self) -> &'static [&'static str] {
-        if self == Self::SmallStub { launch::GUEST_DECOMPRESSES } else { &[] }
+        match self {
+            Self::SmallStub => launch::GUEST_DECOMPRESSES,
+            Self::SmallInterpreted => launch::INTERPRETS,
+            Self::Stock | Self::Small | Self::SmallElf => &[],
+        }
     }
 }
 
@@ -142,10 +149,10 @@ impl Boot {
     }
 }
 
-/// The whole matrix, and the other two ways to start the small kernel. Only a kernel with ACPI can power off.
+/// The whole matrix, and the other ways to start and to run the small kernel. Only a kernel with ACPI can power off.
 fn matrix(every_end: bool) -> Vec<Boot> {
     use End::{PowerOff, Reset, TripleFault};
-    use Kernel::{Small, SmallElf, SmallStub, Stock};
+    use Kernel::{Small, SmallElf, SmallInterpreted, SmallStub, Stock};
     use Machine::{Microvm, NitroEnclave};
     let one_each = [
         (Small, Microvm, 1, Reset),
@@ -154,6 +161,7 @@ fn matrix(every_end: bool) -> Vec<Boot> {
         (Small, NitroEnclave, 2, Reset),
         (SmallStub, Microvm, 1, Reset),
         (SmallElf, Microvm, 1, Reset),
+        (SmallInterpreted, Microvm, 2, Reset),
         (Stock, Microvm, 1, PowerOff),
         (Stock, Microvm, 2, Reset),
         (Stock, NitroEnclave, 1, TripleFault),
@@ -190,7 +198,7 @@ impl Images {
     fn get(paths: &Paths, boots: &[Boot], own: Option<&Path>) -> Result<Self> {
         let wants = |kernel| boots.iter().any(|boot| boot.kernel == kernel);
         let mut images = Self { stock: None, small: None, elf: None };
-        if wants(Kernel::Small) || wants(Kernel::SmallStub) {
+        if wants(Kernel::Small) || wants(Kernel::SmallStub) || wants(Kernel::SmallInterpreted) {
             let kernel = match own {
                 Some(path) => guest::own_kernel(path)?,
                 None => Small::get(paths, false)?.bzimage,
@@ -215,7 +223,7 @@ impl Images {
     /// The image of a kernel and the number of its modules.
     fn of(&self, kernel: Kernel) -> Option<(&Image, usize)> {
         match kernel {
-            Kernel::Small | Kernel::SmallStub => self.small.as_ref().map(|image| (image, 0)),
+            Kernel::Small | Kernel::SmallStub | Kernel::SmallInterpreted => self.small.as_ref().map(|image| (image, 0)),
             Kernel::SmallElf => self.elf.as_ref().map(|image| (image, 0)),
             Kernel::Stock => self.stock.as_ref().map(|(image, modules)| (image, *modules)),
         }
@@ -366,7 +374,7 @@ mod tests {
     fn another_number_of_processors_leaves_no_boot_twice() {
         let boots = with_cpus(&matrix(true), 4);
         assert!(boots.iter().all(|boot| boot.cpus == 4));
-        assert_eq!(boots.len(), 2 * 3 + 4 * 2);
+        assert_eq!(boots.len(), 2 * 3 + 5 * 2);
     }
 
     #[test]
@@ -379,6 +387,6 @@ mod tests {
     #[test]
     fn a_kernel_without_acpi_is_never_asked_to_power_off() {
         assert!(matrix(true).iter().all(|boot| boot.kernel.acpi() || boot.end != End::PowerOff));
-        assert_eq!(matrix(true).len(), 4 * 3 + 6 * 2);
+        assert_eq!(matrix(true).len(), 4 * 3 + 7 * 2);
     }
 }

@@ -13,6 +13,9 @@ use crate::paths::{Paths, cargo};
 /// The variable under which tests rewrite their expected outputs.
 const BLESS: &str = "VMM_BLESS";
 
+/// The variable under which `soft-cpu`'s comparison with the host runs translated code.
+const COMPARE_TRANSLATED: &str = "VMM_COMPARE_TRANSLATE";
+
 /// The package that compares our EIF reader with AWS's own; a workspace of its own, since it builds for minutes.
 const AWS_EIF: &str = "tests/aws-eif/Cargo.toml";
 
@@ -47,6 +50,11 @@ pub(crate) fn run(arguments: &Arguments, paths: &Paths) -> Result<()> {
             cargo_step(workspace, &["clippy", "--workspace", "--all-targets", "--quiet", "--", "--deny", "warnings"])
         }),
         step("tests", || cargo_step(workspace, &["test", "--workspace", "--quiet"])),
+        // The tests compare the interpreter with the host; this compares translated code.
+        step("translator", || {
+            let arguments = ["test", "--package", "soft-cpu", "--test", "host_compare", "--quiet"];
+            announce_and_run(cargo().current_dir(workspace).args(arguments).env(COMPARE_TRANSLATED, "1"))
+        }),
     ];
     if arguments.long {
         // Its target directory is its own, or the two workspaces would rebuild one another's dependencies.

@@ -97,6 +97,9 @@ impl Accel {
 /// Lets the kernel's own stub decompress it, where the launcher would do that natively.
 pub(crate) const GUEST_DECOMPRESSES: &[&str] = &["machine.decompress=guest"];
 
+/// Leaves the software CPU's translator out.
+pub(crate) const INTERPRETS: &[&str] = &["machine.translator=off"];
+
 /// One guest to start.
 #[derive(Debug, Clone)]
 pub(crate) struct Guest<'a> {
