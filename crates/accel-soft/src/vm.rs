@@ -36,7 +36,7 @@ pub(crate) struct VmShared {
     pub(crate) clock: VmClock,
     /// The kvmclock wall-clock MSR.
     pub(crate) wall_clock_msr: AtomicU64,
-    /// vCPUs that are not in a sleep of their own: more than the host has cores means that PAUSE should yield.
+    /// Cores of the host: where vCPUs outnumber them, PAUSE yields.
     pub(crate) host_cores: usize,
     /// Where the search for the lowest priority starts, so that equals share the load.
     next_lowest: AtomicU32,

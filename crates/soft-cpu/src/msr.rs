@@ -163,6 +163,23 @@ fn are_memory_types(value: u64, uc_minus: bool) -> bool {
     value.to_le_bytes().iter().all(|kind| is_memory_type(u64::from(*kind), uc_minus))
 }
 
+/// AMD's configuration registers that an operating system touches and that do nothing here: they read as zero and take any value, as on KVM.
+fn is_inert_on_amd(number: u32) -> bool {
+    matches!(
+        number,
+        number::K7_EVNTSEL0
+            ..=number::K7_PERFCTR3
+                | number::SYSCFG
+                | number::NB_CFG
+                | number::PATCH_LOADER
+                | number::INT_PENDING_MSG
+                | number::MMIO_CONF_BASE
+                | number::LS_CFG
+                | number::DC_CFG
+                | number::BU_CFG2
+    )
+}
+
 impl Msrs {
     /// The MSRs that [`x86::CpuState::msrs`] carries, sorted by number.
     const SAVED: [u32; 19] = [
@@ -313,18 +330,7 @@ impl Core {
                 msr::IA32_PLATFORM_ID | number::PLATFORM_INFO | number::MISC_FEATURES_ENABLES | number::EBL_CR_POWERON,
                 Vendor::Intel,
             ) => Ok(0),
-            (
-                number::K7_EVNTSEL0..=number::K7_PERFCTR3
-                | number::SYSCFG
-                | number::NB_CFG
-                | number::PATCH_LOADER
-                | number::INT_PENDING_MSG
-                | number::MMIO_CONF_BASE
-                | number::LS_CFG
-                | number::DC_CFG
-                | number::BU_CFG2,
-                Vendor::Amd,
-            ) => Ok(0),
+            (number, Vendor::Amd) if is_inert_on_amd(number) => Ok(0),
             _ => self.no_such_msr(number, None),
         }
     }
@@ -388,18 +394,7 @@ impl Core {
             (msr::IA32_PRED_CMD, _) if value & !1 == 0 && self.speculation_feature(1 << 26, 1 << 12) => Ok(()),
             (msr::IA32_BIOS_UPDT_TRIG | msr::IA32_BIOS_SIGN_ID | msr::IA32_DEBUGCTL, _) => Ok(()),
             (number::MISC_FEATURES_ENABLES | number::EBL_CR_POWERON, Vendor::Intel) if value == 0 => Ok(()),
-            (
-                number::K7_EVNTSEL0..=number::K7_PERFCTR3
-                | number::SYSCFG
-                | number::NB_CFG
-                | number::PATCH_LOADER
-                | number::INT_PENDING_MSG
-                | number::MMIO_CONF_BASE
-                | number::LS_CFG
-                | number::DC_CFG
-                | number::BU_CFG2,
-                Vendor::Amd,
-            ) => Ok(()),
+            (number, Vendor::Amd) if is_inert_on_amd(number) => Ok(()),
             _ => self.no_such_msr(number, Some(value)),
         }
     }
