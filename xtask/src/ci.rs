@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::boot_test;
 use crate::command::{self, shown};
 use crate::error::{self, Error, Result};
+use crate::fuzz;
 use crate::paths::{Paths, cargo};
 
 /// The variable under which tests rewrite their expected outputs.
@@ -26,7 +27,7 @@ const REPEATED_BOOTS: [(&str, NonZeroU32, Option<NonZeroU32>); 2] =
 /// `cargo xtask ci`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Also compare our EIF reader with AWS's own crate, and boot the small kernel again and again
+    /// Also compare our EIF reader with AWS's own crate, fuzz every parser for a minute, and boot the small kernel again and again
     #[arg(long)]
     long: bool,
     /// Leave the boots out, for machines on which no guest kernel can be had
@@ -64,6 +65,7 @@ pub(crate) fn run(arguments: &Arguments, paths: &Paths) -> Result<()> {
             .args(["test", "--quiet", "--manifest-path", AWS_EIF, "--target-dir"])
             .arg(directory);
         steps.push(step("aws-eif", || announce_and_run(&mut test)));
+        steps.push(step("fuzz", || fuzz::run(&fuzz::Arguments::briefly(), paths)));
     }
     if !arguments.no_boot {
         steps.push(step("boot-test", || boot_test::run(&boot_test::Arguments::whole_matrix(), paths)));

@@ -10,6 +10,7 @@ mod cpio;
 mod demo;
 mod error;
 mod exit_codes;
+mod fuzz;
 mod guest;
 mod guest_target;
 mod image;
@@ -48,6 +49,8 @@ enum Task {
     Ci(ci::Arguments),
     /// Measure our boots and QEMU's side by side
     Bench(bench::Arguments),
+    /// Feed every parser of strangers' bytes with inputs that nobody thought of
+    Fuzz(fuzz::Arguments),
     /// Let the tests rewrite the outputs they expect
     Bless,
 }
@@ -70,6 +73,7 @@ fn run(task: &Task) -> Result<()> {
         Task::BootTest(arguments) => boot_test::run(arguments, &paths),
         Task::Ci(arguments) => ci::run(arguments, &paths),
         Task::Bench(arguments) => bench::run(arguments, &paths),
+        Task::Fuzz(arguments) => fuzz::run(arguments, &paths),
         Task::Bless => ci::bless(&paths),
     }
 }

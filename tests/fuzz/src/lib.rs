@@ -1,0 +1,38 @@
+//! Every parser that reads what a guest or a stranger wrote, as a function of bytes that must neither panic nor hang.
+//!
+//! One file a parser, each with a [`Target`] in [`TARGETS`]: its name, the inputs that a fuzzer starts from, and the function. `cargo xtask fuzz`
+//! runs them under libFuzzer with coverage feedback, which stable Rust can compile (LLVM's SanitizerCoverage is a codegen option); `cargo test` runs
+//! each over its seeds and some thousand mutations of them. A crash that a fuzzer finds becomes a unit test beside the parser.
+//!
+//! Deliberately missing: sanitizers, which stable Rust cannot compile. The parsers are `forbid(unsafe_code)`, so a panic or a hang is what can go wrong.
+//!
+//! To add a target: a file here with `pub(crate) const TARGET: Target`, its `mod` line, and its name in [`TARGETS`].
+
+#![forbid(unsafe_code)]
+
+mod document;
+mod nsm_request;
+mod pem;
+#[cfg(test)]
+mod tests;
+
+/// One parser.
+#[derive(Clone, Copy)]
+pub struct Target {
+    /// Its name, for `cargo xtask fuzz --only`.
+    pub name: &'static str,
+    /// Inputs that it takes, for the fuzzer to start from.
+    pub seeds: fn() -> Vec<Vec<u8>>,
+    /// Reads the input. Panics only where the parser does, or where what it found contradicts itself.
+    pub run: fn(&[u8]),
+    /// The longest input worth trying, in bytes.
+    pub longest: usize,
+}
+
+/// Every parser.
+pub const TARGETS: &[Target] = &[document::TARGET, nsm_request::TARGET, pem::TARGET];
+
+/// The target of that name.
+pub fn find(name: &str) -> Option<&'static Target> {
+    TARGETS.iter().find(|target| target.name == name)
+}
