@@ -18,9 +18,25 @@ const MAX_TABLE_OFFSET: u64 = 4096;
 const HEAD_SIZE: usize = MAX_TABLE_OFFSET as usize + MAX_PROGRAM_HEADERS as usize * PROGRAM_HEADER_SIZE;
 const PT_LOAD: u32 = 1;
 
+/// Most bytes that are kept of what follows the file; the relocations of a distribution's kernel are one MiB.
+const MAX_REST: u64 = 64 << 20;
+
 pub(crate) struct LoadedElf {
     pub entry: u64,
     pub memory: Range<u64>,
+    /// What follows the ELF file in its source, if it was asked for.
+    pub rest: Vec<u8>,
+}
+
+/// How a file is loaded.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Manner {
+    /// No file is larger than this, in bytes.
+    pub limit: u64,
+    /// By how much its physical addresses move, in bytes.
+    pub shift: u64,
+    /// Whether [`LoadedElf::rest`] is wanted.
+    pub with_rest: bool,
 }
 
 struct Segment {
@@ -53,14 +69,27 @@ impl<R: Read> Stream<'_, R> {
         }
         Ok(())
     }
+
+    /// What follows `offset`, or the place that has been reached if that is further; nothing if it is too much.
+    fn rest_from(&mut self, offset: u64) -> Result<Vec<u8>, BootError> {
+        let distance = offset.saturating_sub(self.at);
+        let mut rest = Vec::new();
+        let skipped = std::io::copy(&mut self.reader.by_ref().take(distance), &mut std::io::sink());
+        let read = skipped.and_then(|_| self.reader.by_ref().take(MAX_REST + 1).read_to_end(&mut rest));
+        match read {
+            Ok(read) if read as u64 <= MAX_REST => Ok(rest),
+            Ok(_) => Ok(Vec::new()),
+            Err(source) => Err(self.read_error(source)),
+        }
+    }
 }
 
 fn le<const N: usize>(bytes: &[u8], offset: usize) -> u64 {
     bytes[offset..offset + N].iter().rev().fold(0, |value, b| value << 8 | u64::from(*b))
 }
 
-/// Copies the file's segments to their physical addresses and zeroes the rest of them. `limit` bounds the file's size.
-pub(crate) fn load(ram: &Ram<'_>, name: &str, mut reader: impl Read, limit: u64) -> Result<LoadedElf, BootError> {
+/// Copies the file's segments to their physical addresses and zeroes the rest of them.
+pub(crate) fn load(ram: &Ram<'_>, name: &str, mut reader: impl Read, manner: Manner) -> Result<LoadedElf, BootError> {
     let mut head = Vec::new();
     let read = reader.by_ref().take(HEAD_SIZE as u64).read_to_end(&mut head);
     read.map_err(|source| BootError::Read { name: name.to_owned(), source })?;
@@ -75,13 +104,15 @@ pub(crate) fn load(ram: &Ram<'_>, name: &str, mut reader: impl Read, limit: u64)
     };
     let header = part(0, HEADER_SIZE)?;
     check_header(name, header)?;
-    let (entry, table, count) = (le::<8>(header, 24), le::<8>(header, 32) as usize, le::<2>(header, 56) as usize);
+    let (table, count) = (le::<8>(header, 32) as usize, le::<2>(header, 56) as usize);
+    let entry = le::<8>(header, 24).wrapping_add(manner.shift);
+    let sections_end = le::<8>(header, 40).saturating_add(le::<2>(header, 58) * le::<2>(header, 60));
     let mut segments = Vec::new();
     for (index, raw) in part(table, count * PROGRAM_HEADER_SIZE)?.chunks_exact(PROGRAM_HEADER_SIZE).enumerate() {
         let segment = Segment {
             index,
             offset: le::<8>(raw, 8),
-            address: le::<8>(raw, 24),
+            address: le::<8>(raw, 24).wrapping_add(manner.shift),
             file_size: le::<8>(raw, 32),
             memory_size: le::<8>(raw, 40),
         };
@@ -91,7 +122,7 @@ pub(crate) fn load(ram: &Ram<'_>, name: &str, mut reader: impl Read, limit: u64)
     }
     // Segments may hold the headers too, so the pass over the file starts at its front again.
     let mut stream = Stream { name, reader: head.as_slice().chain(reader), at: 0 };
-    check_segments(ram, name, &mut segments, limit)?;
+    check_segments(ram, name, &mut segments, manner.limit)?;
     for segment in &segments {
         if segment.file_size > 0 {
             stream.skip_to(segment.offset)?;
@@ -106,7 +137,8 @@ pub(crate) fn load(ram: &Ram<'_>, name: &str, mut reader: impl Read, limit: u64)
     }
     let start = segments.iter().map(|s| s.address).min().unwrap_or(entry);
     let end = segments.iter().map(|s| s.address + s.memory_size).max().unwrap_or(entry);
-    Ok(LoadedElf { entry, memory: start..end })
+    let rest = if manner.with_rest { stream.rest_from(sections_end)? } else { Vec::new() };
+    Ok(LoadedElf { entry, memory: start..end, rest })
 }
 
 /// Checks that the header is that of a little-endian x86-64 executable.

@@ -97,6 +97,19 @@ pub enum BootError {
         /// The entry point.
         entry: u64,
     },
+    /// A kernel's relocation leads out of the kernel.
+    #[error(
+        "{name}: the relocation of linear address {linear:#x} lies outside the kernel, which is at {:#x}..{:#x}; the image is damaged",
+        kernel.start, kernel.end
+    )]
+    Relocation {
+        /// The image.
+        name: String,
+        /// The linear address, where the kernel was linked.
+        linear: u64,
+        /// Where the kernel lies in RAM.
+        kernel: std::ops::Range<u64>,
+    },
     /// The ramdisk does not fit beside the kernel.
     #[error(
         "an initial ramdisk of {len} bytes does not fit between the kernel's end {kernel_end:#x} and {top:#x}; \

@@ -11,6 +11,22 @@ use crate::{Blob, BootError, layout};
 /// The zero page's 32-bit fields and the identity map both end here.
 const FOUR_GIB: u64 = layout::IDENTITY_GIB << 30;
 
+/// The parts' size as they will lie in memory.
+fn total(parts: &[Blob<'_>]) -> u64 {
+    parts.iter().fold(0, |sum, part| sum.next_multiple_of(4).saturating_add(part.len))
+}
+
+/// The address that no ramdisk may pass.
+fn limit(header: &SetupHeader) -> u64 {
+    (u64::from(header.initrd_addr_max) + 1).min(FOUR_GIB)
+}
+
+/// Where the ramdisk will begin, at the earliest: the kernel must end there.
+pub(crate) fn lowest_address(ram: &Ram<'_>, parts: &[Blob<'_>], header: &SetupHeader) -> u64 {
+    let top = ram.high().end.min(limit(header));
+    top.saturating_sub(total(parts)) & !(PAGE_SIZE - 1)
+}
+
 /// Copies the parts one after another, page-aligned, as high as they may lie.
 ///
 /// Each part starts on a multiple of four within the whole, as the kernel's initramfs reader requires of concatenated archives.
@@ -20,13 +36,11 @@ pub(crate) fn place(
     kernel: &Range<u64>,
     header: &SetupHeader,
 ) -> Result<Option<Range<u64>>, BootError> {
-    let Some(len) = parts.iter().try_fold(0u64, |sum, p| sum.checked_next_multiple_of(4)?.checked_add(p.len)) else {
-        return Err(BootError::InitrdTooLarge { len: u64::MAX, max: header.initrd_addr_max.into() });
-    };
+    let len = total(&parts);
     if len == 0 {
         return Ok(None);
     }
-    let limit = (u64::from(header.initrd_addr_max) + 1).min(FOUR_GIB);
+    let limit = limit(header);
     let top = ram.high().end.min(limit);
     let kernel_end = kernel.end.next_multiple_of(PAGE_SIZE);
     let start = match top.checked_sub(len).map(|start| start & !(PAGE_SIZE - 1)) {

@@ -1,8 +1,8 @@
 //! Starting a Linux kernel: images in, guest memory and the first [`CpuState`] out.
 //!
 //! Modelled is the 64-bit boot protocol of Documentation/arch/x86/boot.rst (Linux 6.12). A bzImage is either entered at its own decompression
-//! stub, or its payload is decompressed here and the vmlinux within is entered directly; an ELF vmlinux is loaded as it is. A kernel that we
-//! decompress stays where it was linked: no KASLR, whose only effect here would be time.
+//! stub, or its payload is decompressed here and the vmlinux within is entered directly, at random addresses as the stub would
+//! choose them; an ELF vmlinux is loaded as it is, where it was linked.
 //!
 //! Deliberately missing: the 16-bit and 32-bit entries, kernels before protocol 2.12 (Linux 3.8), PVH, multiboot, and payloads other than
 //! gzip and zstd, which the guest's own stub decompresses.
@@ -17,6 +17,7 @@ mod e820;
 mod elf;
 mod error;
 mod initrd;
+mod kaslr;
 pub mod layout;
 mod payload;
 mod ram;
@@ -33,7 +34,9 @@ use tracing::{debug, info};
 use x86::CpuState;
 
 pub use e820::{E820Entry, E820Kind};
+use elf::Manner;
 pub use error::BootError;
+use kaslr::{Relocations, Shift};
 use payload::Payload;
 use ram::Ram;
 use setup_header::SetupHeader;
@@ -74,6 +77,8 @@ pub struct Request<'a> {
     pub rsdp: Option<u64>,
     /// Who decompresses a bzImage.
     pub decompressor: Decompressor,
+    /// Two random numbers that move a kernel which we decompress; `None` keeps it where it was linked. The guest's stub draws its own.
+    pub kaslr: Option<[u64; 2]>,
 }
 
 /// A kernel in guest memory, ready to run.
@@ -128,12 +133,13 @@ pub fn load(memory: &GuestMemory, request: Request<'_>) -> Result<Loaded, BootEr
     let name = request.kernel_name;
     let (header, entered) = match ImageKind::detect(request.kernel) {
         Some(ImageKind::BzImage) => {
-            let header = SetupHeader::parse(name, request.kernel)?;
-            let entered = load_bzimage(&ram, &request, &header)?;
+            let mut header = SetupHeader::parse(name, request.kernel)?;
+            let entered = load_bzimage(&ram, &request, &mut header)?;
             (header, entered)
         }
         Some(ImageKind::Elf) => {
-            let loaded = elf::load(&ram, name, Cursor::new(request.kernel), request.kernel.len() as u64)?;
+            let manner = Manner { limit: request.kernel.len() as u64, shift: 0, with_rest: false };
+            let loaded = elf::load(&ram, name, Cursor::new(request.kernel), manner)?;
             let entered = Entered { entry: loaded.entry, memory: loaded.memory, guest_decompresses: false };
             (SetupHeader::of_elf(), entered)
         }
@@ -159,25 +165,42 @@ pub fn load(memory: &GuestMemory, request: Request<'_>) -> Result<Loaded, BootEr
     })
 }
 
-fn load_bzimage(ram: &Ram<'_>, request: &Request<'_>, header: &SetupHeader) -> Result<Entered, BootError> {
+fn load_bzimage(ram: &Ram<'_>, request: &Request<'_>, header: &mut SetupHeader) -> Result<Entered, BootError> {
     let name = request.kernel_name;
     // The room that the kernel asks for holds it decompressed, whoever does that.
     let memory = ram.kernel_range(name, header.pref_address, header.init_size.into())?;
     if request.decompressor == Decompressor::Vmm {
         match Payload::of(request.kernel, header)? {
-            Payload::Known(reader) => {
-                let inner = format!("{name} (its payload)");
-                let loaded = elf::load(ram, &inner, reader, header.init_size.into())?;
-                // The stub's stack and the kernel's early page tables are counted in init_size, so it may be more than the segments.
-                let memory = memory.start.min(loaded.memory.start)..memory.end.max(loaded.memory.end);
-                return Ok(Entered { entry: loaded.entry, memory, guest_decompresses: false });
-            }
+            Payload::Known(reader) => return load_payload(ram, request, header, reader),
             Payload::Unknown(what) => info!("{name}: {what} payload is left to the kernel's own decompressor"),
         }
     }
     let entry = header.pref_address + SetupHeader::ENTRY_64;
     ram.write(header.pref_address, header.protected_mode(request.kernel))?;
     Ok(Entered { entry, memory, guest_decompresses: true })
+}
+
+/// Loads the vmlinux that `reader` gives, and moves it if that is asked for and possible.
+fn load_payload(
+    ram: &Ram<'_>,
+    request: &Request<'_>,
+    header: &mut SetupHeader,
+    reader: impl Read,
+) -> Result<Entered, BootError> {
+    let inner = format!("{} (its payload)", request.kernel_name);
+    let top = initrd::lowest_address(ram, &request.initrd, header);
+    let drawn = request.kaslr.and_then(|random| Shift::draw(header, request.cmdline, top, random));
+    let shift = drawn.unwrap_or_default();
+    let manner = Manner { limit: header.init_size.into(), shift: shift.physical, with_rest: drawn.is_some() };
+    let loaded = elf::load(ram, &inner, reader, manner)?;
+    // The stub's stack and the kernel's early page tables are counted in init_size, so it may be more than the segments.
+    let wanted = ram.kernel_range(&inner, header.pref_address + shift.physical, header.init_size.into())?;
+    let memory = wanted.start.min(loaded.memory.start)..wanted.end.max(loaded.memory.end);
+    if let Some(relocations) = Relocations::parse(&loaded.rest) {
+        relocations.apply(ram, &inner, &loaded.memory, shift)?;
+        header.set_kaslr_flag();
+    }
+    Ok(Entered { entry: loaded.entry, memory, guest_decompresses: false })
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::ops::Range;
 
 use guest_memory::GuestMemory;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{ByteValued, Bytes, GuestAddress};
 
 use crate::{BootError, E820Entry, E820Kind, layout};
 
@@ -49,6 +49,13 @@ impl<'a> Ram<'a> {
     pub(crate) fn write(&self, address: u64, bytes: &[u8]) -> Result<(), BootError> {
         let end = address.saturating_add(bytes.len() as u64);
         self.memory.write_slice(bytes, GuestAddress(address)).map_err(|_| BootError::NoMemory { start: address, end })
+    }
+
+    /// Changes one little-endian value.
+    pub(crate) fn update<T: ByteValued>(&self, address: u64, change: impl FnOnce(T) -> T) -> Result<(), BootError> {
+        let at = GuestAddress(address);
+        let changed = self.memory.read_obj(at).and_then(|value| self.memory.write_obj(change(value), at));
+        changed.map_err(|_| BootError::NoMemory { start: address, end: address.saturating_add(size_of::<T>() as u64) })
     }
 
     /// Copies `len` bytes of `reader` to `address`.

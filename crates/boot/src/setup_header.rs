@@ -17,7 +17,10 @@ mod field {
     pub(super) const SYSSIZE: usize = 0x1f4;
     pub(super) const HEADER_LENGTH: usize = 0x201;
     pub(super) const VERSION: usize = 0x206;
+    pub(super) const LOADFLAGS: usize = 0x211;
     pub(super) const INITRD_ADDR_MAX: usize = 0x22c;
+    pub(super) const KERNEL_ALIGNMENT: usize = 0x230;
+    pub(super) const RELOCATABLE_KERNEL: usize = 0x234;
     pub(super) const XLOADFLAGS: usize = 0x236;
     pub(super) const CMDLINE_SIZE: usize = 0x238;
     pub(super) const PAYLOAD_OFFSET: usize = 0x248;
@@ -39,6 +42,10 @@ pub(crate) struct SetupHeader {
     pub cmdline_size: u32,
     /// Highest address that a ramdisk's last byte may have.
     pub initrd_addr_max: u32,
+    /// Multiples of this are where the kernel can run.
+    pub kernel_alignment: u32,
+    /// It can run elsewhere than where it was linked.
+    pub relocatable: bool,
     /// Where the kernel wants to run.
     pub pref_address: u64,
     /// Memory from there on that it needs before it knows the memory map.
@@ -99,6 +106,8 @@ impl SetupHeader {
             setup_size,
             cmdline_size: u32_at(image, field::CMDLINE_SIZE),
             initrd_addr_max: u32_at(image, field::INITRD_ADDR_MAX),
+            kernel_alignment: u32_at(image, field::KERNEL_ALIGNMENT),
+            relocatable: bytes::<1>(image, field::RELOCATABLE_KERNEL) != [0],
             pref_address: u64::from_le_bytes(bytes(image, field::PREF_ADDRESS)),
             init_size: u32_at(image, field::INIT_SIZE),
             payload_offset: u32_at(image, field::PAYLOAD_OFFSET),
@@ -109,13 +118,14 @@ impl SetupHeader {
     /// The header for a kernel that came without one, as an ELF file: what Linux 6.12 says of itself.
     pub(crate) fn of_elf() -> Self {
         const COMMAND_LINE_SIZE: u32 = 2048;
+        const ALIGNMENT: u32 = 2 << 20;
         let mut page = [0u8; MAX_END];
         page[0x1fe..0x200].copy_from_slice(&0xaa55u16.to_le_bytes());
         page[0x202..0x206].copy_from_slice(b"HdrS");
         page[field::VERSION..field::VERSION + 2].copy_from_slice(&0x020fu16.to_le_bytes());
-        page[0x211] = 1; // loadflags: LOADED_HIGH
+        page[field::LOADFLAGS] = 1; // LOADED_HIGH
         page[field::INITRD_ADDR_MAX..field::INITRD_ADDR_MAX + 4].copy_from_slice(&0x7fff_ffffu32.to_le_bytes());
-        page[0x230..0x234].copy_from_slice(&0x20_0000u32.to_le_bytes()); // kernel_alignment
+        page[field::KERNEL_ALIGNMENT..field::KERNEL_ALIGNMENT + 4].copy_from_slice(&ALIGNMENT.to_le_bytes());
         page[field::CMDLINE_SIZE..field::CMDLINE_SIZE + 4].copy_from_slice(&(COMMAND_LINE_SIZE - 1).to_le_bytes());
         Self {
             name: String::new(),
@@ -123,11 +133,20 @@ impl SetupHeader {
             setup_size: 0,
             cmdline_size: COMMAND_LINE_SIZE - 1,
             initrd_addr_max: 0x7fff_ffff,
+            kernel_alignment: ALIGNMENT,
+            relocatable: false,
             pref_address: 0,
             init_size: 0,
             payload_offset: 0,
             payload_length: 0,
         }
+    }
+
+    /// Tells the kernel that its addresses are random, so that it draws the rest of them itself.
+    pub(crate) fn set_kaslr_flag(&mut self) {
+        /// loadflags: KASLR_FLAG.
+        const KASLR_FLAG: u8 = 1 << 1;
+        self.raw[field::LOADFLAGS - START] |= KASLR_FLAG;
     }
 
     /// The part of the image that runs in protected and long mode.

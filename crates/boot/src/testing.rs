@@ -52,6 +52,8 @@ pub(crate) fn bzimage(payload: &[u8]) -> Vec<u8> {
     image[0x202..0x206].copy_from_slice(b"HdrS");
     image[0x206..0x208].copy_from_slice(&0x020fu16.to_le_bytes());
     image[0x22c..0x230].copy_from_slice(&0x7fff_ffffu32.to_le_bytes());
+    image[0x230..0x234].copy_from_slice(&0x20_0000u32.to_le_bytes());
+    image[0x234] = 1;
     image[0x236..0x238].copy_from_slice(&0x7fu16.to_le_bytes());
     image[0x238..0x23c].copy_from_slice(&2047u32.to_le_bytes());
     image[0x248..0x24c].copy_from_slice(&0x400u32.to_le_bytes());
@@ -78,6 +80,11 @@ pub(crate) fn zstd(bytes: &[u8]) -> Vec<u8> {
     packed
 }
 
+/// The relocations that follow a vmlinux: lists of places, each after a zero.
+pub(crate) fn relocations(lists: &[&[u32]]) -> Vec<u8> {
+    lists.iter().flat_map(|list| [0].into_iter().chain(list.iter().copied())).flat_map(u32::to_le_bytes).collect()
+}
+
 /// A vmlinux of two segments, entered at 16 MiB + 0x10.
 pub(crate) fn vmlinux() -> Vec<u8> {
     elf(16 * MIB + 0x10, &[segment(16 * MIB, b"the kernel's text", 0x2000), segment(17 * MIB, b"its data", 0x5000)])
@@ -91,6 +98,7 @@ pub(crate) struct Bench {
     pub initrd: Vec<Vec<u8>>,
     pub cmdline: String,
     pub decompressor: Decompressor,
+    pub kaslr: Option<[u64; 2]>,
 }
 
 impl Bench {
@@ -107,6 +115,7 @@ impl Bench {
             initrd: Vec::new(),
             cmdline: "console=ttyS0".to_owned(),
             decompressor: Decompressor::Vmm,
+            kaslr: None,
         }
     }
 
@@ -126,6 +135,7 @@ impl Bench {
                 e820: &self.e820,
                 rsdp: Some(0xe0000),
                 decompressor: self.decompressor,
+                kaslr: self.kaslr,
             },
         )
     }

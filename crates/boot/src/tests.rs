@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::layout::ZERO_PAGE;
-use crate::testing::{Bench, MIB, bzimage, elf, gzip, segment, vmlinux, zstd};
+use crate::testing::{Bench, MIB, bzimage, elf, gzip, relocations, segment, vmlinux, zstd};
 
 #[test]
 fn a_gzip_payload_is_decompressed_and_entered_directly() {
@@ -230,5 +230,67 @@ fn the_zero_page_matches_its_golden() {
     assert!(
         found == std::fs::read_to_string(path).unwrap_or_default(),
         "{path} differs; VMM_BLESS=1 rewrites it:\n{found}"
+    );
+}
+
+/// A bzImage whose vmlinux has one address of each kind, and the relocations for them.
+fn relocatable() -> Bench {
+    let mut data = vec![0u8; 24];
+    data[..8].copy_from_slice(&0xffff_ffff_8100_0000u64.to_le_bytes());
+    data[8..12].copy_from_slice(&0x1000u32.to_le_bytes());
+    data[16..20].copy_from_slice(&0x8100_0010u32.to_le_bytes());
+    let mut payload = elf(16 * MIB + 0x10, &[segment(16 * MIB, &[0x90; 64], 0x2000), segment(17 * MIB, &data, 0x5000)]);
+    payload.extend(relocations(&[&[0x8110_0000], &[0x8110_0008], &[0x8110_0010]]));
+    Bench::new(bzimage(&gzip(&payload)))
+}
+
+#[test]
+fn a_kernel_moves_in_ram_and_its_addresses_with_its_linear_place() {
+    let mut bench = relocatable();
+    bench.kaslr = Some([2, 5]);
+    let loaded = bench.load().unwrap();
+    assert_eq!((loaded.cpu.rip, loaded.kernel.start), (20 * MIB + 0x10, 20 * MIB));
+    assert_eq!(bench.bytes(21 * MIB, 8), 0xffff_ffff_81a0_0000u64.to_le_bytes());
+    assert_eq!((bench.u32(21 * MIB + 8), bench.u32(21 * MIB + 16)), (0x1000u32.wrapping_sub(0xa0_0000), 0x81a0_0010));
+    assert_eq!(bench.bytes(ZERO_PAGE + 0x211, 1)[0] & 2, 2, "KASLR_FLAG");
+}
+
+#[test]
+fn a_kernel_stays_without_random_numbers() {
+    let bench = relocatable();
+    assert_eq!(bench.load().unwrap().cpu.rip, 16 * MIB + 0x10);
+    assert_eq!(bench.bytes(17 * MIB, 8), 0xffff_ffff_8100_0000u64.to_le_bytes());
+    assert_eq!(bench.bytes(ZERO_PAGE + 0x211, 1)[0] & 2, 0, "KASLR_FLAG");
+}
+
+#[test]
+fn a_kernel_leaves_room_for_its_ramdisk_wherever_it_moves() {
+    let mut bench = relocatable();
+    bench.initrd = vec![vec![7; 5 << 20]];
+    for random in 0..8 {
+        bench.kaslr = Some([random, 0]);
+        let loaded = bench.load().unwrap();
+        assert!(loaded.kernel.end <= loaded.initrd.unwrap().start, "{random}");
+    }
+}
+
+#[test]
+fn a_kernel_without_relocations_keeps_its_linear_place() {
+    let mut bench = Bench::new(bzimage(&gzip(&vmlinux())));
+    bench.kaslr = Some([1, 1]);
+    assert_eq!(bench.load().unwrap().cpu.rip, 18 * MIB + 0x10);
+    assert_eq!(bench.bytes(ZERO_PAGE + 0x211, 1)[0] & 2, 0, "KASLR_FLAG");
+}
+
+#[test]
+fn a_relocation_outside_the_kernel_is_refused() {
+    let mut payload = vmlinux();
+    payload.extend(relocations(&[&[], &[], &[0x8120_0000]]));
+    let mut bench = Bench::new(bzimage(&gzip(&payload)));
+    bench.kaslr = Some([0, 1]);
+    assert_eq!(
+        bench.load().unwrap_err().to_string(),
+        "test.bin (its payload): the relocation of linear address 0xffffffff81200000 lies outside the kernel, which is at \
+         0x1000000..0x1105000; the image is damaged"
     );
 }

@@ -41,6 +41,9 @@ pub struct CommandLine {
     /// Processor backend: auto, soft or kvm (machine.accel)
     #[arg(long, value_name = "NAME")]
     pub accel: Option<String>,
+    /// Leaves the kernel where it was linked: no random addresses (machine.kaslr)
+    #[arg(long)]
+    pub no_kaslr: bool,
     /// Where the guest's serial port goes: stdio, none or file:PATH (serial.backend)
     #[arg(long, value_name = "WHERE")]
     pub serial: Option<String>,
@@ -79,7 +82,7 @@ impl CommandLine {
     }
 
     /// The flags that stand for a key: flag, key, and the value if the flag was given.
-    pub(crate) fn flags(&self) -> [(&'static str, &'static str, Option<&str>); 8] {
+    pub(crate) fn flags(&self) -> [(&'static str, &'static str, Option<&str>); 9] {
         [
             ("--machine", "machine.type", self.machine.as_deref()),
             ("--kernel", "machine.kernel", self.kernel.as_deref()),
@@ -88,6 +91,7 @@ impl CommandLine {
             ("--memory", "machine.memory", self.memory.as_deref()),
             ("--cpus", "machine.cpus", self.cpus.as_deref()),
             ("--accel", "machine.accel", self.accel.as_deref()),
+            ("--no-kaslr", "machine.kaslr", self.no_kaslr.then_some("false")),
             ("--serial", "serial.backend", self.serial.as_deref()),
         ]
     }

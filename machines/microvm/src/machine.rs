@@ -239,6 +239,7 @@ impl Machine {
                 Decompress::Native => Decompressor::Vmm,
                 Decompress::Guest => Decompressor::Guest,
             },
+            kaslr: if options.kaslr { Some(random()?) } else { None },
         };
         let loaded = boot::load(&self.memory, request)?;
         for (id, vcpu) in self.vcpus.iter_mut().enumerate() {
@@ -250,6 +251,13 @@ impl Machine {
         }
         Ok(())
     }
+}
+
+/// Where a kernel goes is drawn from these.
+fn random() -> Result<[u64; 2], MachineError> {
+    let failed = |error| MachineError::Host { what: "drawing random numbers", source: std::io::Error::other(error) };
+    let draw = || getrandom::u64().map_err(failed);
+    Ok([draw()?, draw()?])
 }
 
 fn check(options: &Options) -> Result<(), MachineError> {

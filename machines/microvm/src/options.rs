@@ -34,8 +34,7 @@ impl OnOffAuto {
 /// Who decompresses a bzImage's payload.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Decompress {
-    /// The VMM, before the guest runs: fastest on a software CPU; the kernel stays where it was linked (no KASLR). A compression that
-    /// the VMM does not know is left to the guest's stub.
+    /// The VMM, before the guest runs: fastest on a software CPU. A compression that the VMM does not know is left to the guest's stub.
     #[default]
     Native,
     /// The guest's own stub, as on real hardware.
@@ -97,6 +96,8 @@ pub struct Options {
     pub cmdline: String,
     /// Who decompresses a bzImage.
     pub decompress: Decompress,
+    /// `kaslr`: a kernel that the VMM decompresses is put at random addresses, if it was built for that and its command line has no `nokaslr`. On by default.
+    pub kaslr: bool,
     /// What happens when the guest resets itself.
     pub on_reboot: OnReboot,
     /// A virtio-rng device, fed by the host. On by default.
@@ -124,6 +125,7 @@ impl Options {
             initrd: None,
             cmdline: String::new(),
             decompress: Decompress::Native,
+            kaslr: true,
             on_reboot: OnReboot::Exit,
             rng: true,
             vsock: None,

@@ -130,6 +130,9 @@ pub(crate) static KEYS: &[Key] = &[
         "who unpacks a bzImage: vmm, or its own stub [native]",
         |s, g, b| put(&mut s.board.decompress, g, b),
     ),
+    Key::new("machine.kaslr", "true|false", "random kernel addresses where vmm unpacks it [true]; --no-kaslr", |s, g, b| {
+        put(&mut s.board.kaslr, g, b)
+    }),
     Key::new("machine.on-reboot", "exit|reset", "when the guest reboots: end, or start again [exit]", |s, g, b| {
         put(&mut s.board.on_reboot, g, b)
     }),

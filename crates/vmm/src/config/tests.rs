@@ -40,6 +40,7 @@ fn every_key_of_a_file_arrives() {
         isa-serial = false
         auto-kernel-cmdline = false
         decompress = "guest"
+        kaslr = false
         on-reboot = "reset"
         [serial]
         backend = "file:../console.log"
@@ -73,6 +74,7 @@ fn every_key_of_a_file_arrives() {
             isa_serial: false,
             auto_kernel_cmdline: false,
             decompress: microvm::Decompress::Guest,
+            kaslr: false,
             on_reboot: OnReboot::Reset,
             rng: false,
             vsock: Some(vsock::Options {
