@@ -11,7 +11,7 @@ use crate::core::{Core, DecodeMode};
 /// Which enable bits an instruction needs (SDM vol. 3, table 16-1 and 14.1; vol. 2, 2.4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub(super) enum Class {
+pub(crate) enum Class {
     /// x87: CR0.EM and TS clear, else #NM.
     X87,
     /// Only MMX registers: CR0.EM clear, else #UD; TS clear, else #NM.
@@ -24,7 +24,7 @@ pub(super) enum Class {
 
 impl Class {
     /// The class of an instruction that thunks or this family's handlers cover; `None` for all others and for what the host lacks.
-    pub(super) fn of(i: &Instruction) -> Option<Self> {
+    pub(crate) fn of(i: &Instruction) -> Option<Self> {
         if !matches!(i.encoding(), EncodingKind::Legacy | EncodingKind::VEX) {
             return None;
         }
@@ -55,7 +55,7 @@ impl Class {
     }
 
     /// Whether instructions of this class run in `mode`.
-    pub(super) fn runs_in(self, mode: DecodeMode) -> bool {
+    pub(crate) fn runs_in(self, mode: DecodeMode) -> bool {
         match self {
             Self::X87 | Self::Mmx => mode.has(DecodeMode::X87),
             Self::Sse => mode.has(DecodeMode::SSE),
@@ -126,7 +126,7 @@ fn uses_xmm(i: &Instruction) -> bool {
 }
 
 /// Whether it works on the x87 registers, under that or their MMX name.
-pub(super) fn uses_x87_registers(i: &Instruction) -> bool {
+pub(crate) fn uses_x87_registers(i: &Instruction) -> bool {
     uses_mmx(i)
         || matches!(i.mnemonic(), Mnemonic::Cvtpi2ps | Mnemonic::Emms)
         || i.cpuid_features()
@@ -136,7 +136,7 @@ pub(super) fn uses_x87_registers(i: &Instruction) -> bool {
 
 /// The boundary that a memory operand must lie on, in bytes; 1 for any. Legacy instructions want their 16-byte operands aligned, with the
 /// exceptions here; VEX ones do not, but for the moves that say so (SDM vol. 1, 14.9).
-pub(super) fn alignment(i: &Instruction) -> usize {
+pub(crate) fn alignment(i: &Instruction) -> usize {
     let size = i.memory_size().size();
     let unaligned = match i.encoding() {
         EncodingKind::VEX => !matches!(

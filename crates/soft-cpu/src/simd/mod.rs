@@ -27,7 +27,7 @@ use crate::core::{Core, DecodeMode, Outcome};
 use crate::decode::Lowered;
 use crate::op::Op;
 pub(crate) use arena::Arena;
-use classify::Class;
+pub(crate) use classify::{Class, alignment, uses_x87_registers};
 pub use thunk::ThunkCache;
 
 /// Lowers an instruction of this family; `None` if it is not one.

@@ -11,7 +11,7 @@ use guest_memory::{CodePages, code_overwrites};
 use tracing::{debug, error};
 use x86::InterruptShadow;
 
-use super::generate::generate;
+use super::generate::{Source, generate};
 use super::runtime::{self, Site, Stubs};
 use super::state::{from_raw, to_raw};
 use crate::block::Block;
@@ -276,6 +276,9 @@ impl Translator {
             self.cleared = block.native.clears;
             self.flush();
         }
+        if std::mem::take(&mut core.native.interpret) {
+            return Entered::No;
+        }
         self.follow_overwrites();
         let Some(number) = self.translation(block) else {
             self.left_by = 0;
@@ -321,9 +324,12 @@ impl Translator {
             self.flush();
         }
         let generated = generate(
-            &bytes[..usize::from(op.len)],
-            block.rip,
-            std::slice::from_ref(op),
+            &Source {
+                bytes: &bytes[..usize::from(op.len)],
+                rip: block.rip,
+                ops: std::slice::from_ref(op),
+                mode: block.mode(),
+            },
             self.arena.next(),
             &self.stubs,
             self.links.len() as u32,
@@ -340,6 +346,9 @@ impl Translator {
         core.native.slice = 1;
         runtime::enter(&self.stubs, core, base + generated.memory_entry as u64);
         core.flags = from_raw(core.native.flags);
+        if std::mem::take(&mut core.native.interpret) {
+            return None;
+        }
         Some(core.native.stop.take().map_or(Ok(()), Err))
     }
 
@@ -386,8 +395,8 @@ impl Translator {
             return None;
         }
         let base = self.arena.next();
-        let generated =
-            generate(block.bytes()?, block.rip, &block.ops, base, &self.stubs, self.links.len() as u32, self.precise)?;
+        let source = Source { bytes: block.bytes()?, rip: block.rip, ops: &block.ops, mode: block.mode() };
+        let generated = generate(&source, base, &self.stubs, self.links.len() as u32, self.precise)?;
         let placed = self.arena.append(&generated.code)?;
         debug_assert_eq!(placed, base);
         for link in &generated.links {

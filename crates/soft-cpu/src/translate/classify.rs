@@ -3,6 +3,7 @@
 use iced_x86::{Code, FlowControl, Instruction, Mnemonic, OpKind, RflagsBits};
 
 use super::parse::{self, Operands, Parts};
+use super::vector::{Vector, Vectors};
 use crate::op::Op;
 
 /// The status flags as the decoder names them.
@@ -18,6 +19,8 @@ pub(super) enum Template<'a> {
     Lea { reg: u8, wide: bool },
     /// An instruction with ModRM: the same on the host, with its operands put elsewhere.
     ModRm(Parts<'a>, Operands),
+    /// A vector instruction, or one that is encoded as these are: the same on the host.
+    Vector(Vector),
     /// MOV of a constant to a register of 32 or 64 bits.
     Constant { reg: u8, value: u64 },
     /// MOV of a constant to an 8-bit register that needs REX.
@@ -85,15 +88,29 @@ impl Classified<'_> {
             | Template::JumpIf { .. }
             | Template::Jump { .. } => false,
             Template::ModRm(parts, _) => parts.memory,
+            Template::Vector(vector) => vector.has_memory(),
             _ => true,
         }
+    }
+
+    /// Whether the vector registers have to be in the host's.
+    pub(super) fn needs_vectors(&self) -> bool {
+        matches!(self.template, Template::Vector(vector) if vector.vectors)
     }
 }
 
 /// Classifies the instruction `instruction` with the bytes `bytes`; `last` in its block.
-pub(super) fn classify<'a>(instruction: Instruction, bytes: &'a [u8], op: &Op, last: bool) -> Classified<'a> {
+pub(super) fn classify<'a>(
+    instruction: Instruction,
+    bytes: &'a [u8],
+    op: &Op,
+    last: bool,
+    vectors: &mut Vectors,
+) -> Classified<'a> {
     let i = &instruction;
-    let template = near_flow(i).or_else(|| straight(i, bytes, op)).unwrap_or(match i.flow_control() {
+    let mut vector = |i| Some(Template::Vector(vectors.classify(i, op)?));
+    let known = near_flow(i).or_else(|| straight(i, bytes, op)).or_else(|| vector(i));
+    let template = known.unwrap_or(match i.flow_control() {
         FlowControl::Next if !last => Template::Handler,
         FlowControl::IndirectCall | FlowControl::Return | FlowControl::ConditionalBranch if is_near(i) => {
             Template::Branch
@@ -123,6 +140,12 @@ fn is_near(i: &Instruction) -> bool {
 /// Vector instructions touch no flags but those that the decoder says.
 fn is_vector(i: &Instruction) -> bool {
     (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_vector_register())
+}
+
+/// Hints that fault on nothing.
+fn is_prefetch(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    matches!(mnemonic, Prefetch | Prefetchnta | Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetchw)
 }
 
 fn canonical(target: u64) -> bool {
@@ -157,6 +180,10 @@ fn straight<'a>(i: &Instruction, bytes: &'a [u8], op: &Op) -> Option<Template<'a
     let number = |register: iced_x86::Register| register.number() as u8;
     match i.code() {
         Code::Nopw | Code::Nopd | Code::Nopq | Code::Nop_rm16 | Code::Nop_rm32 | Code::Nop_rm64 | Code::Endbr64 => {
+            return Some(Template::Nop);
+        }
+        Code::Lfence | Code::Mfence | Code::Sfence => return Some(Template::Verbatim),
+        _ if is_prefetch(i.mnemonic()) => {
             return Some(Template::Nop);
         }
         Code::Lea_r32_m | Code::Lea_r64_m => {

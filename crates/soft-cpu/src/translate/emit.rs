@@ -88,10 +88,7 @@ impl Emitter {
 
     /// An instruction with ModRM; immediates follow by [`Emitter::bytes`].
     pub(super) fn modrm(&mut self, form: Form, reg: u8, rm: Rm) {
-        let (x, b) = match rm {
-            Rm::Reg(r) | Rm::At(r) | Rm::Disp(r, _) => (0, r >> 3),
-            Rm::Sib(base, index, ..) => (index.unwrap_or(0) >> 3, base.unwrap_or(0) >> 3),
-        };
+        let (x, b) = Self::extensions(rm);
         if form.lock {
             self.code.push(0xf0);
         }
@@ -106,6 +103,32 @@ impl Emitter {
             self.code.push(0x0f);
         }
         self.code.push(form.opcode);
+        self.operand(reg, rm);
+    }
+
+    /// A VEX instruction with ModRM: its opcode map (1 for 0F, 2 for 0F38, 3 for 0F3A), its implied prefix (0 for none, 1 for 66, 2 for F3, 3 for F2),
+    /// its second register, whether it works on 256 bits, and W clear.
+    #[expect(clippy::too_many_arguments, reason = "the fields of one prefix")]
+    pub(super) fn vex(&mut self, map: u8, prefix: u8, second: u8, wide: bool, opcode: u8, reg: u8, rm: Rm) {
+        let (x, b) = Self::extensions(rm);
+        self.bytes(&[
+            0xc4,
+            (!reg >> 3 & 1) << 7 | (x ^ 1) << 6 | (b ^ 1) << 5 | map,
+            (!second & 15) << 3 | u8::from(wide) << 2 | prefix,
+            opcode,
+        ]);
+        self.operand(reg, rm);
+    }
+
+    /// The fourth bits of index and base.
+    fn extensions(rm: Rm) -> (u8, u8) {
+        match rm {
+            Rm::Reg(r) | Rm::At(r) | Rm::Disp(r, _) => (0, r >> 3),
+            Rm::Sib(base, index, ..) => (index.unwrap_or(0) >> 3, base.unwrap_or(0) >> 3),
+        }
+    }
+
+    fn operand(&mut self, reg: u8, rm: Rm) {
         let reg = (reg & 7) << 3;
         match rm {
             Rm::Reg(r) => self.code.push(0xc0 | reg | r & 7),

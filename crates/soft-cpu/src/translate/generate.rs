@@ -12,13 +12,14 @@ use super::emit::{Emitter, Form, Jump, Rm, host};
 use super::parse::{NOT, Operands, Parts};
 use super::runtime::{Site, Stubs};
 use super::state::NativeState;
-use crate::core::{Core, GPR_ZERO, seg};
+use super::vector::{VectorLoad, Vectors};
+use crate::core::{Core, DecodeMode, GPR_ZERO, seg};
 use crate::op::{Mem, Op};
 use crate::tlb;
 
 /// Host registers of the guest's; the others stay in memory. Those with a place in instructions of their own (RAX, RCX, RDX) and most others
 /// are themselves.
-const PINNED: [Option<u8>; 16] = [
+pub(super) const PINNED: [Option<u8>; 16] = [
     Some(0),
     Some(1),
     Some(2),
@@ -53,6 +54,8 @@ pub(super) const fn core_field(offset: usize) -> Rm {
 pub(super) mod field {
     use super::{NATIVE, NativeState, offset_of};
     pub(crate) const SLICE: usize = NATIVE + offset_of!(NativeState, slice);
+    pub(crate) const VECTORS: usize = NATIVE + offset_of!(NativeState, vectors);
+    pub(crate) const INTERPRET: usize = NATIVE + offset_of!(NativeState, interpret);
     pub(crate) const FLAGS: usize = NATIVE + offset_of!(NativeState, flags);
     pub(crate) const TABLES: usize = NATIVE + offset_of!(NativeState, tables);
     pub(crate) const JUMP_TABLE: usize = NATIVE + offset_of!(NativeState, jump_table);
@@ -68,20 +71,22 @@ pub(super) fn slot(guest: u8) -> Rm {
 
 /// Where the flags are.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Flags {
+pub(super) enum Flags {
     Memory,
     Host,
     Both,
 }
 
 /// A piece of code out of the way.
-struct Slow {
-    jumps: Vec<Jump>,
-    site: *const Site,
+pub(super) struct Slow {
+    pub(super) jumps: Vec<Jump>,
+    pub(super) site: *const Site,
     /// Where to go on; `None` for the last instruction.
-    back: Option<usize>,
+    pub(super) back: Option<usize>,
     /// The flags are to be in the host's again.
-    restore: bool,
+    pub(super) restore: bool,
+    /// And so are the vector registers.
+    pub(super) vectors: bool,
 }
 
 /// A jump that can be aimed at another block later.
@@ -110,30 +115,40 @@ enum End {
     Left,
 }
 
-struct Generator<'a> {
-    e: Emitter,
-    stubs: &'a Stubs,
+pub(super) struct Generator<'a> {
+    pub(super) e: Emitter,
+    pub(super) stubs: &'a Stubs,
     sites: Vec<Site>,
-    flags: Flags,
-    slow: Vec<Slow>,
+    pub(super) flags: Flags,
+    /// The vector registers are surely in the host's.
+    pub(super) vectors: bool,
+    pub(super) slow: Vec<Slow>,
+    pub(super) vector_loads: Vec<VectorLoad>,
     far: Vec<(Jump, u64)>,
     links: Vec<PendingLink>,
     rip: u64,
     count: usize,
 }
 
-/// Generates the block of `ops` whose bytes are `bytes`, to be placed at `base`; `first_link` is the number of its first link.
+/// What a block is made of.
+pub(super) struct Source<'a> {
+    pub(super) bytes: &'a [u8],
+    pub(super) rip: u64,
+    pub(super) ops: &'a [Op],
+    pub(super) mode: DecodeMode,
+}
+
+/// Generates the block of `source`, to be placed at `base`; `first_link` is the number of its first link.
 /// `precise`: faults see all flags, also those that nothing else will.
 pub(super) fn generate(
-    bytes: &[u8],
-    rip: u64,
-    ops: &[Op],
+    &Source { bytes, rip, ops, mode }: &Source<'_>,
     base: u64,
     stubs: &Stubs,
     first_link: u32,
     precise: bool,
 ) -> Option<Generated> {
     let mut decoder = Decoder::with_ip(64, bytes, rip, DecoderOptions::NONE);
+    let mut vectors = Vectors::new(mode);
     let mut classified = Vec::with_capacity(ops.len());
     for (n, op) in ops.iter().enumerate() {
         let start = usize::from(op.offset);
@@ -142,7 +157,7 @@ pub(super) fn generate(
         if instruction.len() != encoding.len() {
             return None;
         }
-        classified.push(classify(instruction, encoding, op, n + 1 == ops.len()));
+        classified.push(classify(instruction, encoding, op, n + 1 == ops.len(), &mut vectors));
     }
     let mut live = ALL;
     for c in classified.iter_mut().rev() {
@@ -155,7 +170,9 @@ pub(super) fn generate(
         stubs,
         sites: Vec::with_capacity(ops.len()),
         flags: Flags::Host,
+        vectors: false,
         slow: Vec::new(),
+        vector_loads: Vec::new(),
         far: Vec::new(),
         links: Vec::new(),
         rip,
@@ -170,6 +187,10 @@ pub(super) fn generate(
     g.e.modrm(Form::short(0x81), 5, core_field(field::SLICE));
     g.e.bytes(&count.to_le_bytes());
     let used_up = g.e.jump_if(8);
+    // Here no flags are lost by looking; behind a handler's call they have to be looked for again.
+    if classified.iter().take_while(|c| !matches!(c.template, Template::Handler)).any(Classified::needs_vectors) {
+        g.want_vectors(false, 0, 0);
+    }
     let mut end = End::Next;
     for (n, (c, op)) in classified.iter().zip(ops).enumerate() {
         end = g.instruction(c, op, bytes, n);
@@ -202,7 +223,7 @@ impl Generator<'_> {
     }
 
     /// Before host flags are clobbered: keeps them if they are `live`.
-    fn keep_flags(&mut self, live: bool) {
+    pub(super) fn keep_flags(&mut self, live: bool) {
         if self.flags == Flags::Host && live {
             self.save_flags();
         }
@@ -255,7 +276,7 @@ impl Generator<'_> {
     }
 
     /// The linear address of `mem`, into the first scratch register. Clobbers flags if there is a segment base.
-    fn linear_address(&mut self, mem: &Mem) {
+    pub(super) fn linear_address(&mut self, mem: &Mem) {
         self.effective_address(host::A, mem, true);
         let segment = usize::from(mem.segment);
         if segment < seg::FLAT {
@@ -265,7 +286,7 @@ impl Generator<'_> {
     }
 
     /// Turns the linear address in the first scratch register into a host address; the jump is taken if the TLB does not know it.
-    fn look_up(&mut self, size: usize, write: bool) -> Jump {
+    pub(super) fn look_up(&mut self, size: usize, write: bool) -> Jump {
         let e = &mut self.e;
         e.mov(host::B, host::A);
         e.modrm(Form::long(0xc1), 5, Rm::Reg(host::B));
@@ -281,7 +302,7 @@ impl Generator<'_> {
         miss
     }
 
-    fn site(&mut self, op: &Op, n: usize, chains: bool) -> *const Site {
+    pub(super) fn site(&mut self, op: &Op, n: usize, chains: bool) -> *const Site {
         let rip = self.rip.wrapping_add(u64::from(op.offset));
         let last = n + 1 == self.count;
         self.sites.push(Site {
@@ -339,6 +360,7 @@ impl Generator<'_> {
                 }
             }
             Template::ModRm(ref parts, ref operands) => self.modrm(c, parts, operands, op, n),
+            Template::Vector(ref vector) => self.vector(c, vector, op, n),
             Template::Push { reg } => {
                 self.push_at(op, n, live);
                 let value = self.value(reg, host::B);
@@ -432,6 +454,7 @@ impl Generator<'_> {
                 self.keep_flags(live);
                 let site = self.site(op, n, false);
                 self.call_handler(site);
+                self.vectors = false;
             }
             Template::Branch => {
                 self.keep_flags(live);
@@ -462,7 +485,7 @@ impl Generator<'_> {
     }
 
     /// Sees to it that the flags an instruction reads, or leaves to others, are the host's.
-    fn flags_before(&mut self, c: &Classified<'_>) {
+    pub(super) fn flags_before(&mut self, c: &Classified<'_>) {
         if c.read != 0 || (c.touches && c.live_after & !c.kill != 0) {
             self.want_host_flags();
         }
@@ -470,11 +493,11 @@ impl Generator<'_> {
 
     fn slow_from(&mut self, miss: Jump, op: &Op, n: usize) {
         let site = self.site(op, n, true);
-        self.slow.push(Slow { jumps: vec![miss], site, back: None, restore: false });
+        self.slow.push(Slow { jumps: vec![miss], site, back: None, restore: false, vectors: self.vectors });
     }
 
     /// What went out of line last comes back here.
-    fn slow_back(&mut self) {
+    pub(super) fn slow_back(&mut self) {
         let here = self.e.code.len();
         if let Some(slow) = self.slow.last_mut() {
             slow.back = Some(here);
@@ -483,7 +506,7 @@ impl Generator<'_> {
 
     fn slow_end(&mut self, jumps: Vec<Jump>, op: &Op, n: usize) {
         let site = self.site(op, n, true);
-        self.slow.push(Slow { jumps, site, back: None, restore: false });
+        self.slow.push(Slow { jumps, site, back: None, restore: false, vectors: false });
     }
 
     /// The host address below the stack pointer.
@@ -644,6 +667,15 @@ impl Generator<'_> {
         self.leave(link);
     }
 
+    /// Before an instruction of the block: returns to the loop, which is to interpret it; flags in memory.
+    pub(super) fn give_up(&mut self, n: usize, offset: u16) {
+        self.e.modrm(Form::short(0x81), 0, core_field(field::SLICE));
+        self.e.bytes(&((self.count - n) as i32).to_le_bytes());
+        self.e.modrm(Form::short(0xc6), 0, core_field(field::INTERPRET));
+        self.e.bytes(&[1]);
+        self.leave_to(self.rip.wrapping_add(u64::from(offset)), 0);
+    }
+
     fn out_of_line(&mut self, used_up: Jump, count: i32, first_link: u32) {
         for slow in std::mem::take(&mut self.slow) {
             for jump in slow.jumps {
@@ -652,6 +684,10 @@ impl Generator<'_> {
             self.call_handler(slow.site);
             match slow.back {
                 Some(back) => {
+                    if slow.vectors {
+                        // They are only refused where an exception is unmasked, which no instruction does that has a fast path.
+                        self.e.call_to(self.stubs.load_vectors);
+                    }
                     if slow.restore {
                         self.restore_flags();
                     }
@@ -661,6 +697,7 @@ impl Generator<'_> {
                 None => self.leave(0),
             }
         }
+        self.load_vectors_out_of_line();
         for (jump, target) in std::mem::take(&mut self.far) {
             self.e.aim_here(jump);
             self.save_flags();

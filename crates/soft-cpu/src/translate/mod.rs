@@ -19,6 +19,8 @@ mod generate;
 mod parse;
 mod runtime;
 mod state;
+mod vector;
+mod vector_state;
 #[cfg(test)]
 mod tests;
 

@@ -9,6 +9,7 @@ use x86::InterruptShadow;
 use super::emit::{Emitter, Form, Rm, host};
 use super::generate::{pinned, save_flags, slot};
 use super::state::{from_raw, to_raw};
+use super::vector_state;
 use crate::core::Core;
 use crate::op::Op;
 
@@ -37,6 +38,8 @@ pub(super) struct Stubs {
     pub(super) leave_memory: u64,
     /// Calls the handler of the [`Site`] in the first scratch register.
     pub(super) call_handler: u64,
+    /// Loads the vector registers, if it may: see [`vector_state`].
+    pub(super) load_vectors: u64,
 }
 
 /// Registers that a function must preserve and that generated code uses.
@@ -84,10 +87,16 @@ pub(super) fn stubs(base: u64) -> (Vec<u8>, Stubs) {
     reload(&mut e);
     e.modrm(Form::short(0xff), 4, Rm::Reg(host::B));
 
+    let store_vectors = e.here();
+    vector_state::emit_store(&mut e);
+    let load_vectors = e.here();
+    vector_state::emit_load(&mut e);
+
     let leave_host = e.here();
     save_flags(&mut e, host::A);
     let leave_memory = e.here();
     spill(&mut e);
+    vector_state::emit_stores_if_loaded(&mut e, store_vectors);
     e.mov(host::RAX, host::B);
     let leave = e.here();
     e.lea(host::RSP, Rm::Disp(host::RSP, 8));
@@ -98,6 +107,7 @@ pub(super) fn stubs(base: u64) -> (Vec<u8>, Stubs) {
 
     let call_handler = e.here();
     spill(&mut e);
+    vector_state::emit_stores_if_loaded(&mut e, store_vectors);
     e.lea(host::RSP, Rm::Disp(host::RSP, -8));
     e.mov(RDI, host::CORE);
     e.mov(RSI, host::A);
@@ -114,7 +124,7 @@ pub(super) fn stubs(base: u64) -> (Vec<u8>, Stubs) {
     e.lea(host::RSP, Rm::Disp(host::RSP, 8));
     e.bytes(&[0x31, 0xc0]);
     e.jump_to(leave);
-    (e.code, Stubs { enter, leave_host, leave_memory, call_handler })
+    (e.code, Stubs { enter, leave_host, leave_memory, call_handler, load_vectors })
 }
 
 /// Runs generated code at `code` and returns the number of the link it left by, zero for none.

@@ -11,6 +11,10 @@ use crate::flags::LazyFlags;
 pub struct NativeState {
     /// Instructions until it returns; below zero it does.
     pub(crate) slice: i32,
+    /// The guest's vector registers and MXCSR are in the host's; never while Rust runs.
+    pub(crate) vectors: bool,
+    /// Generated code could not execute what comes next: it is to be interpreted.
+    pub(crate) interpret: bool,
     /// The status flags as LAHF and SETO give them: AH and AL.
     pub(crate) flags: u16,
     /// The read and write tables of the TLB for the current rights.

@@ -1,0 +1,290 @@
+//! SSE, AVX and the VEX-coded and 0F38 general-purpose instructions: the guest's instruction as it is, with its memory operand and general registers put
+//! elsewhere.
+//!
+//! Vector registers are the host's own of the same number ([`super::vector_state`]). A memory operand is looked up as any other; what misses, what crosses a
+//! page and what is not aligned as the instruction wants it goes to the handler. Deliberately missing: what works on the x87 or MMX registers, masked moves and
+//! gathers (their elements fault one by one), and LDMXCSR, which may unmask exceptions.
+
+use std::arch::is_x86_feature_detected;
+
+use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
+
+use super::classify::Classified;
+use super::emit::{Rm, host};
+use super::generate::{Flags, Generator, PINNED, Slow, slot};
+use crate::core::DecodeMode;
+use crate::op::Op;
+use crate::simd::{Class, alignment, uses_x87_registers};
+
+/// A general register that the instruction names.
+#[derive(Clone, Copy)]
+struct General {
+    /// The guest's.
+    guest: u8,
+    /// Where its value has to be in the host.
+    host: u8,
+    read: bool,
+    write: bool,
+}
+
+/// Its operand in memory.
+#[derive(Clone, Copy)]
+struct Memory {
+    /// Bytes.
+    size: usize,
+    write: bool,
+    /// The boundary that it must lie on; 1 for any.
+    alignment: usize,
+}
+
+/// An instruction of this family, encoded for the host.
+#[derive(Clone, Copy)]
+pub(super) struct Vector {
+    code: [u8; 15],
+    len: u8,
+    general: [Option<General>; 3],
+    memory: Option<Memory>,
+    /// It needs the vector registers.
+    pub(super) vectors: bool,
+}
+
+impl Vector {
+    /// Whether it has an operand in memory.
+    pub(super) fn has_memory(&self) -> bool {
+        self.memory.is_some()
+    }
+}
+
+/// Finds and encodes the instructions of this family.
+pub(super) struct Vectors {
+    mode: DecodeMode,
+    tools: Option<(Encoder, InstructionInfoFactory)>,
+}
+
+impl Vectors {
+    /// For code of this mode.
+    pub(super) fn new(mode: DecodeMode) -> Self {
+        Self { mode, tools: None }
+    }
+
+    /// The instruction for the host; `None` if it is none of this family.
+    pub(super) fn classify(&mut self, i: &Instruction, op: &Op) -> Option<Vector> {
+        let vectors = !is_general(i.mnemonic());
+        if vectors && !is_vector(i, self.mode) {
+            return None;
+        }
+        let (encoder, factory) =
+            self.tools.get_or_insert_with(|| (Encoder::new(64), InstructionInfoFactory::new()));
+        let info = factory.info(i);
+        let mut native = *i;
+        native.set_segment_prefix(Register::None);
+        native.set_has_rep_prefix(false);
+        native.set_has_repne_prefix(false);
+        let mut vector = Vector { code: [0; 15], len: 0, general: [None; 3], memory: None, vectors };
+        let has_memory = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory);
+        for n in 0..i.op_count() {
+            let access = info.op_access(n);
+            let (read, write) = (reads(access), writes(access));
+            match i.op_kind(n) {
+                OpKind::Register if i.op_register(n).is_gpr() => {
+                    let register = i.op_register(n);
+                    if is_high_byte(register) {
+                        return None;
+                    }
+                    let guest = register.full_register().number() as u8;
+                    // A 16-bit result leaves the rest of its register.
+                    let read = read || register.size() < 4;
+                    *vector.general.get_mut(n as usize)? = Some(General { guest, host: 0, read, write });
+                }
+                OpKind::Register if i.op_register(n).is_vector_register() => {}
+                OpKind::Memory => {
+                    let size = i.memory_size().size();
+                    if !matches!(size, 1 | 2 | 4 | 8 | 16 | 32) || op.mem.unused_bits != 0 || read == write {
+                        return None;
+                    }
+                    let alignment = if vectors { alignment(i) } else { 1 };
+                    vector.memory = Some(Memory { size, write, alignment });
+                    native.set_memory_base(of_size(host::A, 8)?);
+                    native.set_memory_index(Register::None);
+                    native.set_memory_index_scale(1);
+                    native.set_memory_displ_size(0);
+                    native.set_memory_displacement64(0);
+                }
+                OpKind::Immediate8 | OpKind::Immediate8_2nd => {}
+                _ => return None,
+            }
+        }
+        place(&mut vector.general, has_memory)?;
+        for n in 0..3 {
+            if let Some(general) = &vector.general[n as usize] {
+                native.set_op_register(n, of_size(general.host, i.op_register(n).size())?);
+            }
+        }
+        encoder.encode(&native, 0).ok()?;
+        let code = encoder.take_buffer();
+        vector.code.get_mut(..code.len())?.copy_from_slice(&code);
+        vector.len = code.len() as u8;
+        Some(vector)
+    }
+}
+
+/// Says where general registers are in the host; those that are not pinned come into scratch registers. Sources are read before results are
+/// written, so both may have the same one, and a result that of the address.
+fn place(general: &mut [Option<General>; 3], has_memory: bool) -> Option<()> {
+    let mut for_values = if has_memory { [host::B].iter() } else { [host::A, host::B].iter() };
+    let mut for_results = [host::A, host::B].iter();
+    let mut placed: [Option<(u8, u8)>; 3] = [None; 3];
+    for n in 0..3 {
+        let Some(General { guest, read, write, .. }) = general[n] else { continue };
+        let at = match PINNED[usize::from(guest)] {
+            Some(pinned) => pinned,
+            None if read => match placed.iter().flatten().find(|(other, _)| *other == guest) {
+                Some((_, at)) => *at,
+                None => *for_values.next()?,
+            },
+            // Two results in one register, as MULX may have: which of them stays is for the handler to know.
+            None if general[..n].iter().flatten().any(|other| other.write && other.guest == guest) => return None,
+            None => *for_results.next()?,
+        };
+        if read {
+            placed[n] = Some((guest, at));
+        }
+        general[n] = Some(General { guest, host: at, read, write });
+    }
+    Some(())
+}
+
+fn reads(access: OpAccess) -> bool {
+    matches!(access, OpAccess::Read | OpAccess::CondRead | OpAccess::ReadWrite | OpAccess::ReadCondWrite)
+}
+
+fn writes(access: OpAccess) -> bool {
+    matches!(access, OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite)
+}
+
+fn is_high_byte(register: Register) -> bool {
+    matches!(register, Register::AH | Register::CH | Register::DH | Register::BH)
+}
+
+/// The host's register `number` as one of `size` bytes.
+fn of_size(number: u8, size: usize) -> Option<Register> {
+    let first = match size {
+        8 => Register::RAX,
+        4 => Register::EAX,
+        2 => Register::AX,
+        // AL to BL, then, four further on, SPL to R15L.
+        1 if number < 4 => Register::AL,
+        1 => return Some(Register::SPL + u32::from(number - 4)),
+        _ => return None,
+    };
+    Some(first + u32::from(number))
+}
+
+/// General-purpose instructions that are this family's because of their encoding, where the host has them.
+fn is_general(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    match mnemonic {
+        Andn | Bextr | Blsi | Blsmsk | Blsr => is_x86_feature_detected!("bmi1"),
+        Bzhi | Mulx | Pdep | Pext | Rorx | Sarx | Shlx | Shrx => is_x86_feature_detected!("bmi2"),
+        Adcx | Adox => is_x86_feature_detected!("adx"),
+        Movbe => is_x86_feature_detected!("movbe"),
+        Crc32 => is_x86_feature_detected!("sse4.2"),
+        Movnti => true,
+        _ => false,
+    }
+}
+
+fn is_vector(i: &Instruction, mode: DecodeMode) -> bool {
+    use Mnemonic::*;
+    let named = |i: &Instruction| {
+        (0..i.op_count()).any(|n| {
+            let register = i.op_register(n);
+            i.op_kind(n) == OpKind::Register && (register.is_xmm() || register.is_ymm())
+        })
+    };
+    let handled = matches!(
+        i.mnemonic(),
+        Maskmovdqu | Vmaskmovdqu | Vmaskmovps | Vmaskmovpd | Vpmaskmovd | Vpmaskmovq
+    ) || i.is_vsib();
+    let unnamed = matches!(i.mnemonic(), Vzeroupper | Vzeroall | Stmxcsr | Vstmxcsr);
+    (unnamed || named(i)) && !handled && !uses_x87_registers(i) && Class::of(i).is_some_and(|class| class.runs_in(mode))
+}
+
+impl Generator<'_> {
+    /// Sees to it that the vector registers are in the host's.
+    pub(super) fn want_vectors(&mut self, live: bool, n: usize, offset: u16) {
+        if self.vectors {
+            return;
+        }
+        self.keep_flags(live);
+        let missing = super::vector_state::emit_check(&mut self.e);
+        self.vector_loads.push(VectorLoad { missing, back: self.e.code.len(), n, offset });
+        self.vectors = true;
+    }
+
+    /// What [`Self::want_vectors`] put out of line.
+    pub(super) fn load_vectors_out_of_line(&mut self) {
+        for VectorLoad { missing, back, n, offset } in std::mem::take(&mut self.vector_loads) {
+            self.e.aim_here(missing);
+            self.e.call_to(self.stubs.load_vectors);
+            let loaded = self.e.jump_if(4);
+            self.e.aim(loaded, back);
+            self.give_up(n, offset);
+        }
+    }
+
+    pub(super) fn vector(&mut self, c: &Classified<'_>, vector: &Vector, op: &Op, n: usize) {
+        if vector.vectors {
+            self.want_vectors(c.live_before != 0, n, op.offset);
+        }
+        if let Some(Memory { size, write, alignment }) = vector.memory {
+            self.keep_flags(c.live_before != 0);
+            self.linear_address(&op.mem);
+            let misaligned = (alignment > 1).then(|| {
+                // TEST of the low byte.
+                self.e.modrm(super::emit::Form { rex: true, ..super::emit::Form::short(0xf6) }, 0, Rm::Reg(host::A));
+                self.e.bytes(&[alignment as u8 - 1]);
+                self.e.jump_if(5)
+            });
+            let miss = self.look_up(size, write);
+            let site = self.site(op, n, true);
+            let jumps = std::iter::once(miss).chain(misaligned).collect();
+            self.slow.push(Slow { jumps, site, back: None, restore: false, vectors: self.vectors });
+        }
+        self.flags_before(c);
+        for general in vector.general.iter().flatten() {
+            if general.read && PINNED[usize::from(general.guest)].is_none() {
+                self.e.load(general.host, slot(general.guest));
+            }
+        }
+        self.e.bytes(&vector.code[..usize::from(vector.len)]);
+        for general in vector.general.iter().flatten() {
+            if general.write && PINNED[usize::from(general.guest)].is_none() {
+                self.e.store(slot(general.guest), general.host);
+            }
+        }
+        if c.touches {
+            self.flags = Flags::Host;
+        } else if vector.memory.is_some() {
+            self.flags = Flags::Memory;
+        }
+        if vector.memory.is_some() {
+            self.slow_back();
+            if c.touches
+                && c.live_after != 0
+                && let Some(slow) = self.slow.last_mut()
+            {
+                slow.restore = true;
+            }
+        }
+    }
+}
+
+/// A place where the vector registers may have to be loaded.
+pub(super) struct VectorLoad {
+    missing: super::emit::Jump,
+    back: usize,
+    /// The instruction's number and offset in its block.
+    n: usize,
+    offset: u16,
+}
