@@ -19,10 +19,12 @@ mod generate;
 mod parse;
 mod runtime;
 mod state;
+#[cfg(test)]
+mod tests;
 mod vector;
 mod vector_state;
 #[cfg(test)]
-mod tests;
+mod vector_tests;
 
 pub(crate) use cache::NativeBlock;
 pub use cache::TranslatorStatistics;

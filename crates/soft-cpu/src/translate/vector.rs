@@ -73,8 +73,7 @@ impl Vectors {
         if vectors && !is_vector(i, self.mode) {
             return None;
         }
-        let (encoder, factory) =
-            self.tools.get_or_insert_with(|| (Encoder::new(64), InstructionInfoFactory::new()));
+        let (encoder, factory) = self.tools.get_or_insert_with(|| (Encoder::new(64), InstructionInfoFactory::new()));
         let info = factory.info(i);
         let mut native = *i;
         native.set_segment_prefix(Register::None);
@@ -202,10 +201,8 @@ fn is_vector(i: &Instruction, mode: DecodeMode) -> bool {
             i.op_kind(n) == OpKind::Register && (register.is_xmm() || register.is_ymm())
         })
     };
-    let handled = matches!(
-        i.mnemonic(),
-        Maskmovdqu | Vmaskmovdqu | Vmaskmovps | Vmaskmovpd | Vpmaskmovd | Vpmaskmovq
-    ) || i.is_vsib();
+    let handled = matches!(i.mnemonic(), Maskmovdqu | Vmaskmovdqu | Vmaskmovps | Vmaskmovpd | Vpmaskmovd | Vpmaskmovq)
+        || i.is_vsib();
     let unnamed = matches!(i.mnemonic(), Vzeroupper | Vzeroall | Stmxcsr | Vstmxcsr);
     (unnamed || named(i)) && !handled && !uses_x87_registers(i) && Class::of(i).is_some_and(|class| class.runs_in(mode))
 }
