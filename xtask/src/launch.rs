@@ -116,7 +116,7 @@ pub(crate) struct Guest<'a> {
     /// Words for its command line, besides those of the image.
     pub(crate) append: String,
     /// Further `--set KEY=VALUE`; QEMU does not get them.
-    pub(crate) settings: &'static [&'static str],
+    pub(crate) settings: &'a [&'a str],
 }
 
 /// Whether Linux can be booted on this host's KVM, by the contents of `/proc/cpuinfo`: a KVM without VMX or SVM beneath only emulates.

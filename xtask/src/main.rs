@@ -16,6 +16,7 @@ mod guest_target;
 mod image;
 mod initramfs;
 mod launch;
+mod parent;
 mod paths;
 mod progress;
 mod report;

@@ -1,9 +1,11 @@
 //! What a guest asks of its NSM beside the interview: a signed document, and the behaviour that AWS's own test programs rely on.
 //!
-//! `vmm.attest=HEX` reports a document with that nonce. `vmm.nsm-check=1` makes the assertions of `nsm-check` and `nsm-multithread` (nsm-test of
+//! `vmm.attest=HEX` reports a document with that nonce. `vmm.attest-port=PORT` serves one connection to that vsock port: what the parent sends until
+//! it closes its end is a nonce, and what it gets back is the document. `vmm.nsm-check=1` makes the assertions of `nsm-check` and `nsm-multithread` (nsm-test of
 //! aws-nitro-enclaves-nsm-api 0.5), one line each; it locks every PCR, so it comes last. The multithreaded half ends after a fixed number of
 //! rounds, where AWS's runs until it is killed.
 
+use std::io::{self, Read, Write};
 use std::thread;
 
 use aws_nitro_enclaves_nsm_api::api::{Request, Response};
@@ -12,6 +14,7 @@ use aws_nitro_enclaves_nsm_api::driver::{nsm_exit, nsm_init, nsm_process_request
 use crate::cmdline::CommandLine;
 use crate::console::Console;
 use crate::devices::hex;
+use crate::vsock;
 
 /// What the document carries besides the nonce.
 const USER_DATA: &[u8] = b"vmm-guest";
@@ -29,8 +32,9 @@ const ROUNDS: usize = 2;
 /// Does what the command line asks for.
 pub(crate) fn run(console: &mut Console, command_line: &CommandLine) {
     let attest = command_line.value("vmm.attest");
+    let port = command_line.value("vmm.attest-port");
     let check = command_line.value("vmm.nsm-check").is_some();
-    if attest.is_none() && !check {
+    if attest.is_none() && port.is_none() && !check {
         return;
     }
     let module = Module { descriptor: nsm_init() };
@@ -41,6 +45,12 @@ pub(crate) fn run(console: &mut Console, command_line: &CommandLine) {
         {
             Ok(document) => console.report("attestation", hex(&document)),
             Err(error) => console.report("attestation_error", error),
+        }
+    }
+    if let Some(port) = port {
+        match serve(&module, console, port) {
+            Ok(()) => console.report("attest_served", port),
+            Err(error) => console.report("attest_served", error),
         }
     }
     if check {
@@ -58,6 +68,21 @@ pub(crate) fn run(console: &mut Console, command_line: &CommandLine) {
         }
     }
     nsm_exit(module.descriptor);
+}
+
+/// Answers one connection with a document over the nonce that came by it.
+fn serve(module: &Module, console: &mut Console, port: &str) -> io::Result<()> {
+    let port = port.parse().map_err(|_| io::Error::other("the port is no number"))?;
+    let listener = vsock::listening(port)?;
+    // The host waits for this line before it connects.
+    console.report("attest_listening", port);
+    console.drain();
+    let mut connection = vsock::accepted(&listener)?;
+    let mut nonce = Vec::new();
+    // One byte more than a document may carry: the module says what it thinks of that.
+    (&connection).take(FIELD as u64 + 1).read_to_end(&mut nonce)?;
+    let document = module.document(nonce).map_err(io::Error::other)?;
+    connection.write_all(&document)
 }
 
 fn unhex(text: &str) -> Option<Vec<u8>> {

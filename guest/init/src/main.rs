@@ -6,7 +6,7 @@
 //!
 //! Kernel command line:
 //! - `vmm.end=poweroff|reboot|triple-fault|panic|halt` (default `poweroff`): see [`end`].
-//! - `vmm.attest=HEX`, `vmm.nsm-check=1`: a signed document, AWS's checks of an NSM, see [`attestation`].
+//! - `vmm.attest=HEX`, `vmm.attest-port=PORT`, `vmm.nsm-check=1`: signed documents, AWS's checks of an NSM, see [`attestation`].
 //! - `vmm.work=NAME:N,...`: work for benchmarks, see [`work`].
 //! - `vmm.heartbeat=on` and `vmm.vsock=echo:PORT:N,connect:PORT:BYTES`: see [`vsock`].
 //!

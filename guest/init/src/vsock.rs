@@ -95,7 +95,8 @@ fn heartbeat() -> io::Result<()> {
     if answer == [HEARTBEAT] { Ok(()) } else { Err(io::Error::other(format!("answered with {:#x}", answer[0]))) }
 }
 
-fn listening(port: u32) -> io::Result<OwnedFd> {
+/// A socket that listens on `port`, for whoever connects.
+pub(crate) fn listening(port: u32) -> io::Result<OwnedFd> {
     let socket = stream()?;
     bind(socket.as_raw_fd(), &VsockAddr::new(ANY, port))?;
     listen(&socket, Backlog::MAXCONN)?;
@@ -112,8 +113,9 @@ fn serve(listener: &OwnedFd, connections: u32) -> io::Result<u64> {
     Ok(threads.into_iter().map(|thread| thread.join().unwrap_or(0)).sum())
 }
 
+/// The next connection.
 #[expect(unsafe_code, reason = "the safe wrapper returns the accepted descriptor as a bare number")]
-fn accepted(listener: &OwnedFd) -> io::Result<File> {
+pub(crate) fn accepted(listener: &OwnedFd) -> io::Result<File> {
     use std::os::fd::FromRawFd;
     let descriptor = accept(listener.as_raw_fd())?;
     // SAFETY: `accept` has just made it, and nobody else has it.
