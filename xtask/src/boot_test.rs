@@ -7,6 +7,7 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::attestation;
 use crate::checks;
 use crate::command::shown;
 use crate::error::{Error, Result};
@@ -151,7 +152,7 @@ impl Boot {
 
 /// The whole matrix, and the other ways to start and to run the small kernel. Only a kernel with ACPI can power off.
 fn matrix(every_end: bool) -> Vec<Boot> {
-    use End::{PowerOff, Reset, TripleFault};
+    use End::{Panic, PowerOff, Reset, TripleFault};
     use Kernel::{Small, SmallElf, SmallInterpreted, SmallStub, Stock};
     use Machine::{Microvm, NitroEnclave};
     let one_each = [
@@ -160,12 +161,14 @@ fn matrix(every_end: bool) -> Vec<Boot> {
         (Small, NitroEnclave, 1, TripleFault),
         (Small, NitroEnclave, 2, Reset),
         (SmallStub, Microvm, 1, Reset),
-        (SmallElf, Microvm, 1, Reset),
+        (SmallElf, Microvm, 1, Panic),
         (SmallInterpreted, Microvm, 2, Reset),
         (Stock, Microvm, 1, PowerOff),
         (Stock, Microvm, 2, Reset),
         (Stock, NitroEnclave, 1, TripleFault),
         (Stock, NitroEnclave, 2, PowerOff),
+        // Once more, since it is an enclave's panic that has to be told from its end.
+        (SmallInterpreted, NitroEnclave, 1, Panic),
     ];
     let boots = one_each.map(|(kernel, machine, cpus, end)| Boot { kernel, machine, cpus, end });
     if !every_end {
@@ -297,7 +300,7 @@ impl Stand<'_> {
             acpi: boot.kernel.acpi(),
             cpus: boot.cpus,
             memory: boot.kernel.memory(),
-            append: boot.end.argument().to_owned(),
+            append: format!("{}{}", boot.end.argument(), boot.machine.more_checks()),
             settings: boot.kernel.settings(),
         };
         let mut command = vmm.as_ref().map_or_else(|| launch::qemu_command(&guest), |vmm| vmm.command(&guest));
@@ -311,7 +314,11 @@ impl Stand<'_> {
             Machine::NitroEnclave => Some(image::measure(&image.eif)?),
             Machine::Microvm => None,
         };
-        let mut problems = checks::all(&Report::of(&run), &guest, modules, measured.as_ref());
+        let report = Report::of(&run);
+        let mut problems = checks::all(&report, &guest, modules, measured.as_ref());
+        if boot.machine == Machine::NitroEnclave {
+            problems.extend(attestation::nsm_check(&report));
+        }
         // QEMU's exit code is 0 for every end that the guest chose.
         let code = vmm.as_ref().map_or(0, |_| exit_codes::expected(boot.machine, boot.end));
         let expected = Outcome::Exited(code);
@@ -374,7 +381,7 @@ mod tests {
     fn another_number_of_processors_leaves_no_boot_twice() {
         let boots = with_cpus(&matrix(true), 4);
         assert!(boots.iter().all(|boot| boot.cpus == 4));
-        assert_eq!(boots.len(), 2 * 3 + 5 * 2);
+        assert_eq!(boots.len(), 2 * 4 + 6 * 3);
     }
 
     #[test]
@@ -387,6 +394,6 @@ mod tests {
     #[test]
     fn a_kernel_without_acpi_is_never_asked_to_power_off() {
         assert!(matrix(true).iter().all(|boot| boot.kernel.acpi() || boot.end != End::PowerOff));
-        assert_eq!(matrix(true).len(), 4 * 3 + 7 * 2);
+        assert_eq!(matrix(true).len(), 4 * 4 + 8 * 3);
     }
 }

@@ -11,6 +11,9 @@ const RESET: i32 = 3;
 /// The guest's processor shut down on a triple fault.
 const TRIPLE_FAULT: i32 = 4;
 
+/// The guest reset itself without a shutdown.
+const CRASH: i32 = 7;
+
 /// The code with which the launcher reports this end of a guest.
 pub(crate) fn expected(machine: Machine, end: End) -> i32 {
     match (machine, end) {
@@ -19,5 +22,6 @@ pub(crate) fn expected(machine: Machine, end: End) -> i32 {
         (Machine::NitroEnclave, End::Reset) => POWER_OFF,
         (Machine::Microvm, End::Reset) => RESET,
         (_, End::TripleFault) => TRIPLE_FAULT,
+        (_, End::Panic) => CRASH,
     }
 }

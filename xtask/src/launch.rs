@@ -31,6 +31,14 @@ impl Machine {
         }
     }
 
+    /// Words by which the guest's init checks what only this machine has.
+    pub(crate) fn more_checks(self) -> &'static str {
+        match self {
+            Self::Microvm => "",
+            Self::NitroEnclave => " vmm.nsm-check=1",
+        }
+    }
+
     fn config(self) -> &'static str {
         match self {
             Self::Microvm => "configs/microvm.toml",
@@ -48,11 +56,13 @@ pub(crate) enum End {
     Reset,
     /// A reboot with no interrupt descriptor table.
     TripleFault,
+    /// The end of init, at which the kernel panics and reboots.
+    Panic,
 }
 
 impl End {
     /// Every end.
-    pub(crate) const ALL: [Self; 3] = [Self::PowerOff, Self::Reset, Self::TripleFault];
+    pub(crate) const ALL: [Self; 4] = [Self::PowerOff, Self::Reset, Self::TripleFault, Self::Panic];
 
     /// The end's name for people.
     pub(crate) fn name(self) -> &'static str {
@@ -60,6 +70,7 @@ impl End {
             Self::PowerOff => "power-off",
             Self::Reset => "reset",
             Self::TripleFault => "triple-fault",
+            Self::Panic => "panic",
         }
     }
 
@@ -69,6 +80,8 @@ impl End {
             Self::PowerOff => "vmm.end=poweroff",
             Self::Reset => "vmm.end=reboot",
             Self::TripleFault => "vmm.end=triple-fault",
+            // Enclaves' images say panic=30, and the last word counts.
+            Self::Panic => "vmm.end=panic panic=1",
         }
     }
 }

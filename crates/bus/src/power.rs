@@ -10,6 +10,8 @@ pub enum PowerRequest {
     PowerOff,
     /// The guest asked for a reset; the name of what it used to ask (`"i8042"`, `"GED"`, `"port 0xcf9"`, `"triple fault"`).
     Reset(&'static str),
+    /// The guest asked for a reset, by what is named as in [`PowerRequest::Reset`], in the middle of its work: an operating system that had crashed.
+    Crash(&'static str),
     /// The user asked the VMM to stop (Ctrl-A x, a signal).
     Quit,
     /// A guest test program ended the run through the debug-exit port, with this process exit code.

@@ -23,12 +23,14 @@ pub enum ExitStatus {
     Quit,
     /// An enclave did not give its heartbeat within `enclave.heartbeat-timeout`.
     NoHeartbeat,
+    /// The guest reset itself without shutting down, as a kernel does after a panic.
+    Crashed,
     /// A test program in the guest chose the code through the debug-exit port.
     Debug(u8),
 }
 
 /// What `--help` says about each.
-pub(crate) const MEANINGS: [(ExitStatus, &str); 7] = [
+pub(crate) const MEANINGS: [(ExitStatus, &str); 8] = [
     (ExitStatus::PoweredOff, "the guest powered off; for nitro-enclave: the enclave ended, by power-off or reboot"),
     (ExitStatus::Failed, "vmm could not start or go on; the reason is on standard error"),
     (ExitStatus::Usage, "the command line or the configuration file is wrong"),
@@ -36,6 +38,7 @@ pub(crate) const MEANINGS: [(ExitStatus, &str); 7] = [
     (ExitStatus::TripleFault, "the guest triple-faulted"),
     (ExitStatus::Quit, "ended from outside: Ctrl-A x, SIGINT, SIGTERM or SIGHUP"),
     (ExitStatus::NoHeartbeat, "the enclave gave no heartbeat within enclave.heartbeat-timeout"),
+    (ExitStatus::Crashed, "the guest reset itself without shutting down first, as Linux does after a panic"),
 ];
 
 impl ExitStatus {
@@ -47,6 +50,7 @@ impl ExitStatus {
             // An enclave has no power switch: its init reboots, and the Nitro hypervisor takes that for the end.
             PowerRequest::Reset(_) if machine == MachineType::NitroEnclave => Self::PoweredOff,
             PowerRequest::Reset(_) => Self::Reset,
+            PowerRequest::Crash(_) => Self::Crashed,
             PowerRequest::Quit => Self::Quit,
             PowerRequest::Exit(code) => Self::Debug(code),
             PowerRequest::HeartbeatTimeout => Self::NoHeartbeat,
@@ -64,6 +68,7 @@ impl ExitStatus {
             Self::TripleFault => 4,
             Self::Quit => 5,
             Self::NoHeartbeat => 6,
+            Self::Crashed => 7,
             Self::Debug(code) => code,
         }
     }
@@ -94,8 +99,15 @@ mod tests {
     }
 
     #[test]
+    fn a_crash_is_told_from_a_reboot_on_both_machines() {
+        for machine in [MachineType::NitroEnclave, MachineType::Microvm] {
+            assert_eq!(ExitStatus::of(machine, PowerRequest::Crash("i8042")).code(), 7);
+        }
+    }
+
+    #[test]
     fn every_code_is_explained_in_order() {
         let codes: Vec<_> = MEANINGS.iter().map(|(status, _)| status.code()).collect();
-        assert_eq!(codes, [0, 1, 2, 3, 4, 5, 6]);
+        assert_eq!(codes, [0, 1, 2, 3, 4, 5, 6, 7]);
     }
 }

@@ -22,6 +22,9 @@ const ECHO: &[u8] =
 const RESET: &[u8] = &[0xb0, 0xfe, 0xe6, 0x64, 0xf4, 0xeb, 0xfd];
 /// `mov edi, 0xfea00200; mov byte [rdi], 0x34; 1: hlt; jmp 1b`: S5 through the GED's sleep control register.
 const POWER_OFF: &[u8] = &[0xbf, 0x00, 0x02, 0xa0, 0xfe, 0xc6, 0x07, 0x34, 0xf4, 0xeb, 0xfd];
+/// Unmasks pin 4 of the IOAPIC: `mov edi, 0xfec00000; mov dword [rdi], 0x18; mov dword [rdi+0x10], 0x30`.
+const OPEN_INTERRUPT: &[u8] =
+    &[0xbf, 0x00, 0x00, 0xc0, 0xfe, 0xc7, 0x07, 0x18, 0, 0, 0, 0xc7, 0x47, 0x10, 0x30, 0, 0, 0];
 /// `ud2`, with no interrupt descriptor table.
 const TRIPLE_FAULT: &[u8] = &[0x0f, 0x0b];
 /// `1: hlt; jmp 1b`.
@@ -82,6 +85,11 @@ fn a_power_off_ends_with_0() {
 #[test]
 fn a_reset_ends_with_3() {
     ends(&[PROMPT, RESET], &["--set", "machine.acpi=off"], 3);
+}
+
+#[test]
+fn a_reset_without_a_shutdown_ends_with_7() {
+    ends(&[PROMPT, OPEN_INTERRUPT, RESET], &["--set", "machine.acpi=off"], 7);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! `vmm.attest=HEX` reports a document with that nonce. `vmm.attest-port=PORT` serves one connection to that vsock port: what the parent sends until
 //! it closes its end is a nonce, and what it gets back is the document. `vmm.nsm-check=1` makes the assertions of `nsm-check` and `nsm-multithread` (nsm-test of
 //! aws-nitro-enclaves-nsm-api 0.5), one line each; it locks every PCR, so it comes last. The multithreaded half ends after a fixed number of
-//! rounds, where AWS's runs until it is killed.
+//! rounds, where AWS's runs until it is killed. The names of errors, which AWS's program does not look at, are checked besides.
 
 use std::io::{self, Read, Write};
 use std::thread;
@@ -54,12 +54,14 @@ pub(crate) fn run(console: &mut Console, command_line: &CommandLine) {
         }
     }
     if check {
-        let steps: [(&str, Step); 6] = [
+        let steps: [(&str, Step); 8] = [
             ("description", Module::description),
             ("multithread", Module::multithread),
             ("initial_pcrs", Module::initial_pcrs),
+            ("errors", Module::errors),
             ("locks", Module::locks),
             ("attestation", Module::attestation),
+            ("fields", Module::fields),
             ("random", Module::random),
         ];
         for (name, step) in steps {
@@ -154,6 +156,33 @@ impl Module {
         Ok(())
     }
 
+    /// What is not possible, with the name of the error; ranges of registers that are locked anyway are no error.
+    fn errors(&self) -> Result<(), String> {
+        let data = vec![1];
+        let cases = [
+            (Request::DescribePCR { index: OPEN.end }, "InvalidIndex"),
+            (Request::DescribePCR { index: u16::MAX }, "InvalidIndex"),
+            (Request::ExtendPCR { index: OPEN.end, data: data.clone() }, "InvalidIndex"),
+            (Request::ExtendPCR { index: 0, data }, "ReadOnlyIndex"),
+            (Request::LockPCR { index: OPEN.end }, "InvalidIndex"),
+            (Request::LockPCR { index: 0 }, "ReadOnlyIndex"),
+            (Request::LockPCRs { range: OPEN.end + 1 }, "InvalidIndex"),
+        ];
+        for (request, expected) in cases {
+            let asked = format!("{request:?}");
+            match self.ask(request) {
+                Response::Error(found) if format!("{found:?}") == expected => {}
+                other => return Err(format!("{asked}: {other:?}, expected {expected}")),
+            }
+        }
+        for range in [0, 1, OPEN.start] {
+            let answer = self.ask(Request::LockPCRs { range });
+            ensure(matches!(answer, Response::LockPCRs), || format!("LockPCRs {range}: {answer:?}"))?;
+        }
+        let (lock, _) = self.pcr(OPEN.start)?;
+        ensure(!lock, || format!("PCR{} is locked by a range that ends before it", OPEN.start))
+    }
+
     /// nsm-check: locked registers cannot be locked one by one, nor extended; open ones can, once and for all.
     fn locks(&self) -> Result<(), String> {
         let data = vec![1, 2, 3];
@@ -193,6 +222,16 @@ impl Module {
         self.attest(field(), None, None)?;
         self.attest(field(), field(), None)?;
         self.attest(field(), field(), field()).map(drop)
+    }
+
+    /// Documents with and without each of the fields, and with fields that are there and empty.
+    fn fields(&self) -> Result<(), String> {
+        let field = |present: bool| present.then(|| vec![128; FIELD]);
+        for fields in 0..8 {
+            self.attest(field(fields & 1 != 0), field(fields & 2 != 0), field(fields & 4 != 0))?;
+        }
+        let empty = || Some(Vec::new());
+        self.attest(empty(), empty(), empty()).map(drop)
     }
 
     /// nsm-check: sixteen answers of GetRandom, each unlike the one before.

@@ -142,6 +142,11 @@ impl Board {
         self.ged.as_ref()
     }
 
+    /// Whether some interrupt could still reach a processor by an IOAPIC.
+    pub(crate) fn has_open_interrupt(&self) -> bool {
+        self.ioapics.iter().any(|ioapic| ioapic.has_open_pin())
+    }
+
     /// The board's reset line. No vCPU may be running.
     pub(crate) fn reset(&self) {
         // Destructured, so that a new chip has to be considered here. The controllers come after the devices that drive them.

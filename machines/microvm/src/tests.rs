@@ -190,6 +190,27 @@ fn the_keyboard_controllers_reset_ends_the_run() {
 }
 
 #[test]
+fn a_reset_with_an_interrupt_still_open_is_a_crash_and_restarts_where_resets_do() {
+    let mut bench = Bench::new(false);
+    let crash = |io: &Arc<dyn CpuIo>, _: &Shared| {
+        io.mmio_write(0xfec0_0000, &0x18u32.to_le_bytes());
+        io.mmio_write(0xfec0_0010, &0x30u32.to_le_bytes());
+        io.pio_write(0x64, &[0xfe]);
+    };
+    bench.act(crash);
+    assert_eq!(bench.run().unwrap(), PowerRequest::Crash("i8042"));
+    bench.options.on_reboot = OnReboot::Reset;
+    bench.act(crash);
+    bench.fake.0.acts.lock().unwrap().push_back(Box::new(|_, _| Some(VcpuExit::TripleFault)));
+    let machine = bench.machine();
+    let mut machine = machine.unwrap();
+    let power = machine.power();
+    bench.act(move |_, _| power.request(PowerRequest::Quit));
+    assert_eq!(machine.run().unwrap(), PowerRequest::Quit);
+    assert_eq!(*bench.fake.0.resets.lock().unwrap(), 2);
+}
+
+#[test]
 fn acpi_power_off_ends_the_run_on_all_processors() {
     let mut bench = Bench::new(true);
     bench.options.cpus = 3;

@@ -34,6 +34,8 @@ const MASKED: u64 = 1 << 16;
 const LEVEL: u64 = 1 << 15;
 const REMOTE_IRR: u64 = 1 << 14;
 const LOGICAL: u64 = 1 << 11;
+/// Delivery mode, whose highest value is ExtINT: the PIC behind a pin.
+const DELIVERY_MODE: u64 = 7 << 8;
 /// Vector, delivery mode, destination mode, polarity, trigger mode, mask, destination.
 const WRITABLE: u64 = 0xff00_0000_0001_afff;
 
@@ -105,6 +107,11 @@ impl IoApicCore {
             }
         }
         again
+    }
+
+    /// Whether some pin could still interrupt. A pin for the PIC does not count, as operating systems leave one open for their successor.
+    fn has_open_pin(&self) -> bool {
+        self.entries.iter().any(|entry| entry & MASKED == 0 && entry & DELIVERY_MODE != DELIVERY_MODE)
     }
 
     fn read_window(&self) -> u32 {
@@ -205,6 +212,11 @@ impl IoApic {
     /// RESET.
     pub fn reset(&self) {
         self.lock().reset();
+    }
+
+    /// Whether some pin is unmasked, not counting one that passes the PIC on (delivery mode ExtINT).
+    pub fn has_open_pin(&self) -> bool {
+        self.lock().has_open_pin()
     }
 
     /// The register window, [`MMIO_LEN`] bytes.

@@ -214,3 +214,15 @@ fn reset_masks_the_pins_but_not_the_lines() {
     bench.entry(9, 0x8051);
     assert_eq!(bench.sent().len(), 1);
 }
+
+#[test]
+fn a_pin_is_open_unless_it_is_masked_or_passes_the_pic_on() {
+    let mut bench = Bench::new(IoApicVersion::V20);
+    assert!(!bench.chip.has_open_pin());
+    bench.entry(0, 0x700);
+    assert!(!bench.chip.has_open_pin());
+    bench.entry(5, 0x8040);
+    assert!(bench.chip.has_open_pin());
+    bench.entry(5, 1 << 16);
+    assert!(!bench.chip.has_open_pin());
+}
