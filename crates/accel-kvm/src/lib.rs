@@ -13,6 +13,7 @@
 
 mod cpuid;
 mod exit;
+mod local_apic;
 mod mailbox;
 mod report;
 mod state;

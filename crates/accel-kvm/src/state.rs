@@ -1,7 +1,8 @@
 //! Between KVM's structures and the plain-data [`CpuState`].
 //!
 //! An exception or interrupt that KVM has begun to deliver and not finished has no place in a `CpuState`. A fault happens again when its instruction
-//! does; [`crate::vcpu`] completes I/O before it returns, so that nothing else is left half done but an interrupt whose delivery itself left the guest.
+//! does; an interrupt of the local APIC goes back there, as if it had not been acknowledged ([`crate::local_apic`]); [`crate::vcpu`] completes I/O before it
+//! returns. What is lost is an interrupt of the PIC that was acknowledged and whose delivery itself left the guest.
 
 #![expect(unsafe_code, reason = "KVM_SET_XSAVE reads as many bytes as the host's processor has state")]
 
@@ -15,7 +16,7 @@ use kvm_ioctls::VcpuFd;
 use tracing::debug;
 use x86::{Activity, CpuState, DescriptorTable, InterruptShadow, Segment, XSAVE_SIZE, msr};
 
-use crate::host;
+use crate::{host, local_apic};
 
 /// Bytes of the XSAVE area that plain KVM_GET_XSAVE knows; a processor with more state needs KVM_CAP_XSAVE2, and nobody enables such state here.
 const KVM_XSAVE_SIZE: usize = 4096;
@@ -258,6 +259,8 @@ pub(crate) fn save(fd: &VcpuFd, features: &Features) -> Result<CpuState, AccelEr
         shadow if shadow & KVM_X86_SHADOW_INT_STI != 0 => InterruptShadow::Sti,
         _ => InterruptShadow::None,
     };
+    let acknowledged = (events.interrupt.injected != 0 && events.interrupt.soft == 0).then_some(events.interrupt.nr);
+    state.local_apic = Some(Box::new(local_apic::save(fd, acknowledged)?));
     state.nmi_blocked = events.nmi.masked != 0;
     state.nmi_pending = events.nmi.pending != 0 || events.nmi.injected != 0;
     state.activity = activity_from(fd.get_mp_state().map_err(host("KVM_GET_MP_STATE"))?.mp_state);
@@ -283,6 +286,9 @@ pub(crate) fn load(fd: &VcpuFd, features: &Features, state: &CpuState) -> Result
     fd.set_debug_regs(&debug).map_err(host("KVM_SET_DEBUGREGS"))?;
     write_msrs(fd, &state.msrs)?;
     write_msrs(fd, &[(msr::IA32_TSC, state.tsc)])?;
+    if let Some(saved) = &state.local_apic {
+        local_apic::load(fd, saved)?;
+    }
     let mut events =
         kvm_vcpu_events { flags: KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW, ..Default::default() };
     events.interrupt.shadow = match state.interrupt_shadow {

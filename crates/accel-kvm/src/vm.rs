@@ -13,10 +13,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use accel::{AccelError, Vcpu, Vm, VmConfig};
 use guest_memory::GuestMemory;
 use kvm_bindings::{
-    CpuId, KVM_CAP_DISABLE_QUIRKS, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_IRQ_ROUTING_MSI,
-    KVM_MAX_CPUID_ENTRIES, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS,
-    KVM_X86_QUIRK_LINT0_REENABLED, KvmIrqRouting, kvm_enable_cap, kvm_irq_routing_entry, kvm_msi,
-    kvm_userspace_memory_region,
+    CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_IRQ_ROUTING_MSI, KVM_MAX_CPUID_ENTRIES,
+    KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, KvmIrqRouting, kvm_enable_cap,
+    kvm_irq_routing_entry, kvm_msi, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use tracing::{debug, warn};
@@ -118,8 +117,8 @@ impl KvmVm {
         }
         let split = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, args: [ROUTES as u64, 0, 0, 0], ..Default::default() };
         fd.enable_cap(&split).map_err(host("enabling KVM_CAP_SPLIT_IRQCHIP"))?;
-        // After RESET, LINT0 is masked, as on the processor and on the software CPU.
-        enable_if_there(&fd, KVM_CAP_DISABLE_QUIRKS, KVM_X86_QUIRK_LINT0_REENABLED, "KVM_X86_QUIRK_LINT0_REENABLED");
+        // KVM_X86_QUIRK_LINT0_REENABLED stays: LINT0 of the bootstrap processor takes the PIC's interrupts from the start, as on the software CPU and as
+        // firmware would leave it, of which there is none here.
         let x2apic = KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
         enable_if_there(&fd, KVM_CAP_X2APIC_API, x2apic, "KVM_CAP_X2APIC_API");
         let mailboxes = (0..config.vcpus).map(|_| Arc::new(Mailbox::default())).collect();

@@ -11,7 +11,7 @@ use soft_cpu::ram::Ram;
 use soft_cpu::run::{Cpu, Exit};
 use soft_cpu::smp::attention;
 use tracing::debug;
-use x86::{Activity, CpuState, Segment, gpr};
+use x86::{Activity, CpuState, LocalApicState, Segment, gpr};
 
 use crate::platform::{NoBoard, SoftPlatform};
 use crate::vm::VmShared;
@@ -110,6 +110,8 @@ impl Vcpu for SoftVcpu {
         let lapic = self.shared.lapic(self.id);
         state.apic_base = lapic.apic_base();
         state.cr8 = lapic.cr8().into();
+        let registers = lapic.page(self.shared.clock.now_ns());
+        state.local_apic = Some(Box::new(LocalApicState { registers, tsc_deadline: lapic.tsc_deadline() }));
         state.tsc = self.shared.tsc(self.id);
         if self.activity != Activity::Running {
             state.activity = self.activity;
@@ -128,6 +130,10 @@ impl Vcpu for SoftVcpu {
         let mut lapic = self.shared.lapic(self.id);
         if lapic.apic_base() != state.apic_base {
             lapic.set_apic_base(state.apic_base).map_err(|_| impossible("IA32_APIC_BASE has an impossible value"))?;
+        }
+        if let Some(saved) = &state.local_apic {
+            lapic.load_page(&saved.registers, saved.tsc_deadline, self.shared.clock.now_ns());
+            self.shared.notify_pending(self.id, &lapic);
         }
         lapic.set_cr8(state.cr8 as u8 & 0xf);
         drop(lapic);

@@ -17,4 +17,4 @@ mod state;
 
 pub use control::{cr0, cr4, dr6, dr7, efer};
 pub use segment::{DescriptorTable, Segment};
-pub use state::{Activity, CpuState, InterruptShadow, XSAVE_SIZE, gpr};
+pub use state::{Activity, CpuState, InterruptShadow, LocalApicState, XSAVE_SIZE, gpr};

@@ -49,6 +49,16 @@ pub enum InterruptShadow {
     MovSs,
 }
 
+/// A local APIC with its timer, as plain data. Events that it holds for the processor (NMI, INIT, a start-up IPI) are none of its registers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalApicState {
+    /// The register page (SDM vol. 3, table 12-1): register `n` is at offset `n * 16`. In x2APIC mode the ID and the logical ID have all their bits, and the
+    /// interrupt command's upper half is where the xAPIC has it.
+    pub registers: [u32; 64],
+    /// IA32_TSC_DEADLINE; 0 while it is not armed.
+    pub tsc_deadline: u64,
+}
+
 /// One vCPU, as plain data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CpuState {
@@ -114,6 +124,8 @@ pub struct CpuState {
     pub nmi_blocked: bool,
     /// An NMI waits.
     pub nmi_pending: bool,
+    /// The local APIC; `None` leaves the one that is there as it is.
+    pub local_apic: Option<Box<LocalApicState>>,
 }
 
 /// Size of [`CpuState::xsave`]: legacy area 512, header 64, AVX 256 bytes.
@@ -164,6 +176,7 @@ impl CpuState {
             interrupt_shadow: InterruptShadow::None,
             nmi_blocked: false,
             nmi_pending: false,
+            local_apic: None,
         }
     }
 }

@@ -109,6 +109,7 @@ fn states(found: &mut Vec<String>, mask: Option<&Mask>, a: &CpuState, b: &CpuSta
     note(found, "activity", a.activity, b.activity);
     note(found, "interrupt shadow", a.interrupt_shadow, b.interrupt_shadow);
     note(found, "NMI", (a.nmi_blocked, a.nmi_pending), (b.nmi_blocked, b.nmi_pending));
+    local_apics(found, a, b);
     for offset in (0..a.xsave.len()).filter(|&at| a.xsave[at] != b.xsave[at]).take(4) {
         found.push(format!("xsave at {offset}: {:#x} and {:#x}", a.xsave[offset], b.xsave[offset]));
     }
@@ -118,4 +119,19 @@ fn states(found: &mut Vec<String>, mask: Option<&Mask>, a: &CpuState, b: &CpuSta
             note(found, &format!("msr {number:#x}"), left, right);
         }
     }
+}
+
+/// Registers of the local APIC that may differ, by their offset divided by 16: the version, whose number of local vector entries is the model's; the current count,
+/// which is time; the entry for corrected machine checks, which not every model has.
+const MODEL_SPECIFIC_REGISTERS: &[usize] = &[0x03, 0x39, 0x2f];
+
+fn local_apics(found: &mut Vec<String>, a: &CpuState, b: &CpuState) {
+    let (Some(a), Some(b)) = (&a.local_apic, &b.local_apic) else {
+        return found.push("a backend gave no local APIC".to_owned());
+    };
+    for n in (0..64).filter(|n| !MODEL_SPECIFIC_REGISTERS.contains(n)) {
+        note(found, &format!("local APIC register {:#x}", n * 16), a.registers[n], b.registers[n]);
+    }
+    // The deadline itself is time.
+    note(found, "an armed deadline", a.tsc_deadline != 0, b.tsc_deadline != 0);
 }

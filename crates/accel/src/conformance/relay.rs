@@ -7,29 +7,46 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use iced_x86::IcedError;
-use iced_x86::code_asm::{al, dx, ecx, edx, rax, rbx, rcx};
+use iced_x86::code_asm::{al, dx, ecx, edx, qword_ptr, rax, rbx, rcx};
 use x86::CpuState;
 
 use super::board::{Board, HOLD};
 use super::code::{self, Guest as Code};
 use super::guests::report_bytes;
-use super::{long_mode, memory_with};
+use super::{SCRATCH, long_mode, memory_with};
 use crate::{AccelError, Accelerator, CpuIo, VcpuExit, VmConfig};
 
-/// Rounds of the guest's work.
+/// Rounds of the calculating guest.
 const ROUNDS: u32 = 60_000;
-/// With so many rounds left, the guest waits for its next board.
+/// With so many rounds left, it waits for its next board.
 const MOVES: [u32; 2] = [40_000, 20_000];
 /// How long one stay may take.
 const LIMIT: Duration = Duration::from_secs(20);
 const MULTIPLIER: u32 = 0x0019_660d;
 
+/// Vectors of the interrupted guest, the most urgent first.
+const IN_SERVICE: u8 = 0x71;
+const REQUESTED: u8 = 0x62;
+const TIMER: u8 = 0x53;
+/// Counts of the local APIC's timer, whose period is a nanosecond: long enough for the moves to come first.
+const TIMER_COUNT: u32 = 400_000_000;
+
+/// Polls until the guest is on its next board. Clobbers AL and DX.
+fn wait_for_the_next_board(g: &mut Code) -> Result<(), IcedError> {
+    let mut held = g.create_label();
+    g.mov(edx, u32::from(HOLD))?;
+    g.out(dx, al)?;
+    g.set_label(&mut held)?;
+    g.in_(al, dx)?;
+    g.test(al, al)?;
+    g.je(held)
+}
+
 /// Iterates a linear congruence and reports the result.
-fn work(g: &mut Code) -> Result<(), IcedError> {
+fn calculate(g: &mut Code) -> Result<(), IcedError> {
     g.mov(rbx, 1u64)?;
     g.mov(ecx, ROUNDS)?;
-    let (mut again, mut hold, mut held, mut go_on) =
-        (g.create_label(), g.create_label(), g.create_label(), g.create_label());
+    let (mut again, mut hold, mut go_on) = (g.create_label(), g.create_label(), g.create_label());
     g.set_label(&mut again)?;
     g.imul_3(rbx, rbx, MULTIPLIER as i32)?;
     g.add(rbx, rcx)?;
@@ -44,16 +61,11 @@ fn work(g: &mut Code) -> Result<(), IcedError> {
     report_bytes(g, 8)?;
     g.end()?;
     g.set_label(&mut hold)?;
-    g.mov(edx, u32::from(HOLD))?;
-    g.out(dx, al)?;
-    g.set_label(&mut held)?;
-    g.in_(al, dx)?;
-    g.test(al, al)?;
-    g.je(held)?;
+    wait_for_the_next_board(g)?;
     g.jmp(go_on)
 }
 
-/// What [`work`] reports.
+/// What [`calculate`] reports.
 fn result() -> [u8; 8] {
     (1..=u64::from(ROUNDS))
         .rev()
@@ -61,12 +73,63 @@ fn result() -> [u8; 8] {
         .to_le_bytes()
 }
 
-/// One stay of the guest, from `state` until it waits or ends: its state then, and what it reported if it has finished.
+/// Moves first with two interrupts requested and the timer running, then from within the handler of the more urgent one.
+fn be_interrupted(g: &mut Code) -> Result<(), IcedError> {
+    let mut over = g.create_label();
+    let handlers = [IN_SERVICE, REQUESTED, TIMER].map(|vector| (vector, g.create_label()));
+    g.jmp(over)?;
+    for (vector, mut label) in handlers {
+        g.set_label(&mut label)?;
+        g.report(vector)?;
+        if vector == IN_SERVICE {
+            wait_for_the_next_board(g)?;
+        }
+        if vector == TIMER {
+            g.mov(qword_ptr(SCRATCH), 1)?;
+        }
+        g.apic_eoi()?;
+        g.iretq()?;
+    }
+    g.set_label(&mut over)?;
+    for (vector, label) in handlers {
+        g.set_gate(vector, label)?;
+    }
+    g.apic_on()?;
+    // Divided by 1; one-shot.
+    g.apic_write(0x3e0, 0xb)?;
+    g.apic_write(0x320, TIMER.into())?;
+    g.apic_write(0x380, TIMER_COUNT)?;
+    for vector in [REQUESTED, IN_SERVICE] {
+        // To itself.
+        g.apic_write(0x300, 0x4_4000 | u32::from(vector))?;
+    }
+    wait_for_the_next_board(g)?;
+    g.sti()?;
+    g.wait_for(SCRATCH)?;
+    g.cli()?;
+    g.end()
+}
+
+/// A guest that is moved twice.
+struct Traveller {
+    build: fn(&mut Code) -> Result<(), IcedError>,
+    /// What it reports on its three boards together.
+    reports: Vec<u8>,
+}
+
+fn travellers() -> [Traveller; 2] {
+    [
+        Traveller { build: calculate, reports: result().to_vec() },
+        Traveller { build: be_interrupted, reports: vec![IN_SERVICE, REQUESTED, TIMER] },
+    ]
+}
+
+/// One stay of the guest, from `state` until it waits or ends: its state then, what it reported, and whether it has finished.
 fn stay(
     accelerator: &dyn Accelerator,
     memory: &guest_memory::GuestMemory,
     state: &CpuState,
-) -> Result<(CpuState, Option<Vec<u8>>), AccelError> {
+) -> Result<(CpuState, Vec<u8>, bool), AccelError> {
     let vm = accelerator.create_vm(VmConfig { vcpus: 1, memory: memory.clone() })?;
     let mut vcpu = vm.create_vcpu(0)?;
     vcpu.set_state(state)?;
@@ -82,30 +145,29 @@ fn stay(
         board.wait_for_end(Instant::now() + LIMIT);
         kicker.kick();
         let state = runner.join().expect("the vCPU thread panicked")?;
-        Ok((state, board.finished().then(|| board.reported())))
+        Ok((state, board.reported(), board.finished()))
     })
 }
 
-/// Starts a guest on the first of `stations`, moves it to the second and to the third in the middle of its work, and checks what it reports there.
+/// Starts each guest on the first of `stations`, moves it to the second and to the third in the middle of its work, and checks what it reports.
 ///
 /// # Errors
 /// What a backend reports.
 ///
 /// # Panics
-/// When the guest did not do its work.
+/// When a guest did not do its work.
 pub fn check(stations: [&dyn Accelerator; 3]) -> Result<(), AccelError> {
-    let memory = memory_with(&code::assemble(work).expect("the guest can be assembled"));
-    let mut state = long_mode();
-    for (n, accelerator) in stations.into_iter().enumerate() {
-        let (end, reported) = stay(accelerator, &memory, &state)?;
-        match MOVES.get(n) {
-            Some(left) => {
-                assert_eq!(reported, None, "the guest finished on {} already", accelerator.name());
-                assert_eq!(end.gprs[x86::gpr::RCX], u64::from(*left), "on {}", accelerator.name());
-            }
-            None => assert_eq!(reported.as_deref(), Some(&result()[..]), "on {}", accelerator.name()),
+    for traveller in travellers() {
+        let memory = memory_with(&code::assemble(traveller.build).expect("the guest can be assembled"));
+        let mut state = long_mode();
+        let mut reports = Vec::new();
+        for (n, accelerator) in stations.into_iter().enumerate() {
+            let (end, reported, finished) = stay(accelerator, &memory, &state)?;
+            reports.extend(reported);
+            assert_eq!(finished, n == 2, "on {} after {reports:x?}", accelerator.name());
+            state = end;
         }
-        state = end;
+        assert_eq!(reports, traveller.reports);
     }
     Ok(())
 }

@@ -243,6 +243,40 @@ impl Lapic {
         }
     }
 
+    /// The whole register page as a program would read it, in x2APIC mode too; what does not exist is zero.
+    pub fn page(&self, now_ns: u64) -> [u32; 64] {
+        std::array::from_fn(|register| match register as u32 {
+            DFR => self.s.dfr,
+            APR => self.processor_priority().into(),
+            ICR_HIGH => (self.s.icr >> 32) as u32,
+            register => self.read_register(register, now_ns).unwrap_or(0),
+        })
+    }
+
+    /// Puts back a page that [`Lapic::page`] gave, here or elsewhere, and IA32_TSC_DEADLINE. The ID, the version and what follows from other registers stay
+    /// as they are, and so do the pins and the events that wait.
+    pub fn load_page(&mut self, page: &[u32; 64], tsc_deadline: u64, now_ns: u64) {
+        let word = |register: u32| page[register as usize];
+        let bits = |first: u32| std::array::from_fn(|n| word(first + n as u32));
+        let s = &mut self.s;
+        s.tpr = word(TPR) as u8;
+        (s.dfr, s.svr) = (word(DFR) | 0x0fff_ffff, word(SVR) & SVR_WRITABLE);
+        (s.isr, s.tmr, s.irr) = (bits(ISR), bits(TMR), bits(IRR));
+        s.esr = word(ESR);
+        s.icr = u64::from(word(ICR_HIGH)) << 32 | u64::from(word(ICR_LOW) & ICR_LOW_WRITABLE);
+        for (n, entry) in s.lvt.iter_mut().enumerate() {
+            *entry = word(LVT_FIRST + n as u32) & (LVT_WRITABLE[n] | LVT_REMOTE_IRR);
+        }
+        (s.timer_initial, s.timer_divide) = (word(TIMER_INITIAL), word(TIMER_DIVIDE) & DIVIDE_WRITABLE);
+        s.tsc_deadline = tsc_deadline;
+        self.set_timer_current(word(TIMER_CURRENT), now_ns);
+        if self.x2apic_mode() {
+            self.derive_x2apic_ldr();
+        } else {
+            self.s.ldr = word(LDR) & 0xff00_0000;
+        }
+    }
+
     fn illegal_register(&mut self) -> u32 {
         self.error(ESR_ILLEGAL_REGISTER);
         0

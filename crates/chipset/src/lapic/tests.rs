@@ -600,3 +600,41 @@ fn msis_decode_as_the_manual_says() {
     assert_eq!(InterruptMessage::from_msi(0xfee0_0000, 0x8041), None, "level de-assertion");
     assert_eq!(InterruptMessage::from_msi(0xfee0_0000, 0x0341), None, "reserved delivery mode");
 }
+
+#[test]
+fn a_page_goes_on_in_another_apic_with_its_timer_and_its_interrupts() {
+    let mut first = xapic(1);
+    write(&mut first, 0x3e0, 0xb);
+    write(&mut first, 0x320, 0x2_0040);
+    write_at(&mut first, 0x380, 1000, 0);
+    edge(&mut first, 0x51);
+    edge(&mut first, 0x71);
+    assert_eq!(take(&mut first), 0x71);
+    let page = first.page(300);
+    let mut second = xapic(1);
+    second.load_page(&page, 0, 50_000);
+    assert_eq!(second.page(50_000), page);
+    assert_eq!(second.next_deadline(), Some(TimerDeadline::Ns(50_700)));
+    assert_eq!(second.pending_interrupt(), None, "0x71 is still in service");
+    second.eoi();
+    assert_eq!(second.pending_interrupt(), Some(0x51));
+}
+
+#[test]
+fn a_page_of_an_x2apic_keeps_its_identity_and_its_deadline() {
+    let mut first = x2apic(0x123);
+    first.write_msr(0x832, 0x4_0050, 0).unwrap();
+    first.write_msr(DEADLINE_MSR, 777, 0).unwrap();
+    let mut second = x2apic(0x123);
+    second.load_page(&first.page(0), first.tsc_deadline(), 0);
+    assert_eq!(second.save(), first.save());
+    assert_eq!((second.page(0)[2], second.next_deadline()), (0x123, Some(TimerDeadline::Tsc(777))));
+}
+
+#[test]
+fn a_page_of_garbage_is_masked_to_what_the_registers_hold() {
+    let mut apic = xapic(0);
+    apic.load_page(&[u32::MAX; 64], u64::MAX, u64::MAX);
+    assert_eq!((read(&mut apic, 0xf0), read(&mut apic, 0x320)), (0x3ff, 0x7_00ff));
+    assert_eq!(read(&mut apic, 0x20), 0);
+}

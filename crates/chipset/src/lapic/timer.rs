@@ -62,6 +62,12 @@ impl Lapic {
         self.s.timer_zero_ns = (value != 0).then(|| now_ns.saturating_add(self.timer_period_ns()));
     }
 
+    /// Lets the count go on from `current` at `now_ns`; zero is a count that has ended, or never began.
+    pub(super) fn set_timer_current(&mut self, current: u32, now_ns: u64) {
+        let left = u64::from(current) * self.timer_divisor();
+        self.s.timer_zero_ns = (current != 0).then(|| now_ns.saturating_add(left));
+    }
+
     /// Writes the divide configuration; a running count goes on from where it is, at the new speed.
     pub(super) fn set_timer_divide(&mut self, value: u32, now_ns: u64) {
         let current = u64::from(self.timer_current(now_ns));
