@@ -21,7 +21,8 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("vsock", &["bus", "event-loop"]),
     ("virtio", &["bus", "guest-memory", "nsm", "vsock"]),
     // The processors.
-    ("accel", &["guest-memory", "x86"]),
+    // The bus and the chipset for the board of the conformance guests.
+    ("accel", &["bus", "chipset", "guest-memory", "x86"]),
     ("soft-cpu", &["guest-memory", "x86"]),
     ("accel-soft", &["accel", "chipset", "guest-memory", "soft-cpu", "x86"]),
     ("accel-kvm", &["accel", "guest-memory", "x86"]),

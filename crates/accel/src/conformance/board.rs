@@ -1,7 +1,11 @@
-//! The board of the conformance guests: a handful of ports and one page of MMIO.
+//! The board of the conformance guests: a handful of ports, one page of MMIO, and a real IOAPIC.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
+
+use bus::{IrqTarget, MmioDevice};
+use chipset::ioapic::{self, IoApic, IoApicVersion};
+use chipset::lapic::MsiSink;
 
 use crate::{CpuIo, Vm};
 
@@ -16,12 +20,17 @@ pub const PIC: u16 = 0xfc;
 /// OUT of a byte: a level-triggered wire goes high if it is not zero, with that byte as its interrupt's vector. It sends its message when it rises, and again
 /// at each end of interrupt that finds it high, as an IOAPIC's pin does.
 pub const LEVEL: u16 = 0xf6;
+/// OUT of a byte: an input pin of the IOAPIC, in bits 0 to 4, has the level in bit 7.
+pub const PIN: u16 = 0xfe;
 /// OUT: the guest wants to be moved. IN: 0 until it was, then 1.
 pub const HOLD: u16 = 0xf5;
 /// IN of any size: bytes that count up from the port's low byte.
 pub const PATTERN: u16 = 0x300;
 /// Guest-physical address of the two MMIO pages: reads give bytes that count up from the offset, writes are reported (size, offset, bytes).
 pub const MMIO: u64 = 0xd000_0000;
+
+/// Guest-physical address of the IOAPIC.
+pub const IOAPIC: u64 = 0xfec0_0000;
 
 #[derive(Default)]
 struct Seen {
@@ -38,11 +47,22 @@ pub struct Board {
     vm: Arc<dyn Vm>,
     seen: Mutex<Seen>,
     changed: Condvar,
+    ioapic: Arc<IoApic>,
+}
+
+/// Where the IOAPIC's messages go.
+struct Processors(Arc<dyn Vm>);
+
+impl MsiSink for Processors {
+    fn send_msi(&self, address: u64, data: u32) {
+        self.0.signal_msi(address, data);
+    }
 }
 
 impl Board {
     pub(super) fn new(vm: Arc<dyn Vm>) -> Self {
-        Self { vm, seen: Mutex::default(), changed: Condvar::new() }
+        let ioapic = IoApic::new(IoApicVersion::V20, Arc::new(Processors(Arc::clone(&vm))));
+        Self { vm, seen: Mutex::default(), changed: Condvar::new(), ioapic }
     }
 
     fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {
@@ -78,6 +98,10 @@ impl Board {
     }
 }
 
+fn in_ioapic(address: u64) -> bool {
+    (IOAPIC..IOAPIC + ioapic::MMIO_LEN).contains(&address)
+}
+
 fn count_up(first: u64, data: &mut [u8]) {
     for (i, byte) in data.iter_mut().enumerate() {
         *byte = (first as u8).wrapping_add(i as u8);
@@ -109,6 +133,7 @@ impl CpuIo for Board {
                 self.seen().level_vector = Some(vector).filter(|&v| v != 0);
                 self.send_level();
             }
+            (PIN, &[pin]) => self.ioapic.set_irq(u32::from(pin & 0x1f), pin & 0x80 != 0),
             (HOLD, _) => {
                 self.seen().held = true;
                 self.changed.notify_all();
@@ -118,7 +143,11 @@ impl CpuIo for Board {
     }
 
     fn mmio_read(&self, address: u64, data: &mut [u8]) {
-        if address & !0x1fff == MMIO { count_up(address, data) } else { data.fill(0xff) }
+        if address & !0x1fff == MMIO {
+            count_up(address, data);
+        } else if !in_ioapic(address) || self.ioapic.window().read(address - IOAPIC, data).is_err() {
+            data.fill(0xff);
+        }
     }
 
     fn mmio_write(&self, address: u64, data: &[u8]) {
@@ -127,6 +156,9 @@ impl CpuIo for Board {
             seen.report.push(data.len() as u8);
             seen.report.push(address as u8);
             seen.report.extend_from_slice(data);
+        } else if in_ioapic(address) {
+            // A register that is not there ignores writes.
+            let _ = self.ioapic.window().write(address - IOAPIC, data);
         }
     }
 
@@ -138,6 +170,7 @@ impl CpuIo for Board {
 
     fn eoi(&self, vector: u8) {
         self.seen().report.extend_from_slice(&[0xe0, vector]);
+        self.ioapic.eoi(vector);
         self.send_level();
     }
 }

@@ -50,6 +50,9 @@ const MASKS: &[Mask] = &[
     stack_of("TPR holds interrupts back"),
     stack_of("x2APIC self-IPI"),
     stack_of("IPIs wake both vCPUs from HLT"),
+    stack_of("an IOAPIC's edge pin interrupts at each rise"),
+    stack_of("an IOAPIC's masked pin is silent"),
+    stack_of("an IOAPIC's level pin has its remote IRR until the end of interrupt"),
 ];
 
 fn note<T: PartialEq + Debug>(differences: &mut Vec<String>, what: &str, a: T, b: T) {

@@ -8,6 +8,7 @@ pub mod board;
 mod code;
 pub mod compare;
 pub mod guests;
+pub mod ioapic;
 pub mod platform;
 pub mod relay;
 
@@ -167,7 +168,7 @@ pub fn run(accelerator: &dyn Accelerator, guest: &Guest, limit: Duration) -> Res
 
 /// Every guest.
 pub fn all() -> impl Iterator<Item = &'static Guest> {
-    guests::ALL.iter().chain(platform::ALL)
+    guests::ALL.iter().chain(platform::ALL).chain(ioapic::ALL)
 }
 
 /// Every guest but those that `without` names with a reason, which is printed.
