@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 
 use guest_memory::{GuestMemory, allocate};
 use vm_memory::{Bytes, GuestAddress};
-use x86::{CpuState, Segment, cr0, cr4, efer, gpr};
+use x86::{Activity, CpuState, Segment, cr0, cr4, efer, gpr};
 
-use crate::{AccelError, Accelerator, Kicker, VcpuExit, VmConfig};
+use crate::{AccelError, Accelerator, Kicker, Vcpu, VcpuExit, VmConfig};
 use board::Board;
 
 /// Guest RAM of a conformance guest, in bytes.
@@ -35,8 +35,9 @@ pub const GDT: u64 = 0x2000;
 /// Scratch memory.
 pub const SCRATCH: u64 = 0x8000;
 
-/// How long a guest that has ended may take to its last HLT.
+/// How long a guest that has ended is run at a time, to its last HLT, and how often at most.
 const SETTLE: Duration = Duration::from_millis(20);
+const SETTLING_RUNS: u32 = 100;
 
 const PML4: u64 = 0x4000;
 const PDPT: u64 = 0x5000;
@@ -143,17 +144,22 @@ pub fn run(accelerator: &dyn Accelerator, guest: &Guest, limit: Duration) -> Res
                     let io: Arc<dyn crate::CpuIo> = Arc::clone(&board) as Arc<dyn crate::CpuIo>;
                     let exit = vcpu.run(&io);
                     board.stopped();
-                    exit.and_then(|exit| Ok((exit, vcpu.state()?)))
+                    let exit = exit?;
+                    if board.finished() {
+                        settle(vcpu.as_mut(), &io)?;
+                    }
+                    Ok((exit, vcpu.state()?))
                 })
             })
             .collect();
         board.wait_for_end(deadline);
-        // Until every vCPU has reached its last HLT, so that the final states can be compared.
-        std::thread::sleep(SETTLE);
         for kicker in &kickers {
             kicker.kick();
         }
-        threads.into_iter().map(|thread| thread.join().expect("a vCPU thread panicked")).collect::<Result<Vec<_>, _>>()
+        threads
+            .into_iter()
+            .map(|thread| thread.join().expect("a vCPU thread panicked"))
+            .collect::<Result<Vec<_>, AccelError>>()
     })?;
     let end = if ends.iter().any(|(exit, _)| *exit == VcpuExit::TripleFault) {
         End::TripleFault
@@ -164,6 +170,24 @@ pub fn run(accelerator: &dyn Accelerator, guest: &Guest, limit: Duration) -> Res
     };
     let state = ends.into_iter().next().map(|(_, state)| state).expect("at least one vCPU");
     Ok(Report { end, bytes: board.reported(), state, memory })
+}
+
+/// Lets a vCPU whose guest has ended reach its last HLT, so that final states can be compared.
+fn settle(vcpu: &mut dyn Vcpu, io: &Arc<dyn crate::CpuIo>) -> Result<(), AccelError> {
+    for _ in 0..SETTLING_RUNS {
+        if vcpu.state()?.activity != Activity::Running {
+            break;
+        }
+        let kicker = vcpu.kicker();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                std::thread::sleep(SETTLE);
+                kicker.kick();
+            });
+            vcpu.run(io)
+        })?;
+    }
+    Ok(())
 }
 
 /// Every guest.
