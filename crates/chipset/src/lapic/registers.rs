@@ -265,7 +265,9 @@ impl Lapic {
         s.esr = word(ESR);
         s.icr = u64::from(word(ICR_HIGH)) << 32 | u64::from(word(ICR_LOW) & ICR_LOW_WRITABLE);
         for (n, entry) in s.lvt.iter_mut().enumerate() {
-            *entry = word(LVT_FIRST + n as u32) & (LVT_WRITABLE[n] | LVT_REMOTE_IRR);
+            // Only what can be level-triggered has a remote IRR.
+            let remote_irr = if LVT_WRITABLE[n] & LVT_LEVEL != 0 { LVT_REMOTE_IRR } else { 0 };
+            *entry = word(LVT_FIRST + n as u32) & (LVT_WRITABLE[n] | remote_irr);
         }
         (s.timer_initial, s.timer_divide) = (word(TIMER_INITIAL), word(TIMER_DIVIDE) & DIVIDE_WRITABLE);
         s.tsc_deadline = tsc_deadline;
