@@ -1,14 +1,15 @@
-//! Decoded blocks: straight runs of instructions, kept under the guest-physical address, instruction pointer and mode they were decoded for.
+//! Decoded blocks: straight runs of instructions, kept under the guest-physical address and mode they were decoded for.
 //!
 //! A block never crosses a 4 KiB page, except that a single instruction that does is a block of its own belonging to both pages. A block is trusted while the code
 //! generation of its page(s) stays the same; after a change it is compared with the bytes and, if they are the same, trusted again: the kernel patches its
 //! text thousands of times, and most blocks of a patched page survive.
 
-use guest_memory::{CodePages, code_overwrites};
+use guest_memory::code_overwrites;
 use x86::exception;
 
 use crate::core::{Core, DecodeMode, Outcome};
 use crate::decode;
+use crate::fetch::FetchPage;
 use crate::mmu::Access;
 use crate::op::Op;
 use crate::simd::ThunkCache;
@@ -19,28 +20,37 @@ pub const MAX_BLOCK_OPS: usize = 64;
 /// Longest instruction, in bytes (SDM vol. 2, 2.3.11).
 pub const MAX_INSTRUCTION_LEN: usize = 15;
 
-/// Slots of the look-up table; a block evicts what hashed to the same slot.
+/// Slots of the look-up table.
 const TABLE_SLOTS: usize = 1 << 15;
 /// Decoded instructions that are kept before everything is forgotten: about 30 MiB.
 const MAX_OPS: usize = 1 << 19;
 
-const FETCH_SLOTS: usize = 256;
-
-/// What a block was decoded for.
+/// What a block was decoded for. Code of 64 bits is decoded relative to its page: wherever the page is mapped, it is the same block.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Key {
     physical: u64,
-    rip: u64,
+    /// The instruction pointer outside 64-bit code, which is never wider; zero in it.
+    ip: u32,
     mode: DecodeMode,
+}
+
+impl Key {
+    fn new(core: &Core, physical: u64) -> Self {
+        let mode = core.mode;
+        Self { physical, ip: if mode.has(DecodeMode::CODE64) { 0 } else { core.rip as u32 }, mode }
+    }
+
+    /// What the decoder takes for the instruction pointer.
+    fn decoder_ip(&self) -> u64 {
+        if self.mode.has(DecodeMode::CODE64) { self.physical & 0xfff } else { self.ip.into() }
+    }
 }
 
 /// A page's share of a block: its bytes and the generation they were read at.
 struct Source {
-    code: CodePages,
-    page: usize,
-    generation: u32,
     physical: u64,
     bytes: Box<[u8]>,
+    generation: u32,
 }
 
 /// A decoded run of instructions. What a look-up that hits reads is its first 64 bytes.
@@ -49,34 +59,26 @@ pub struct Block {
     key: Key,
     /// The instructions.
     pub ops: Box<[Op]>,
-    /// Instruction pointer after the last.
-    pub next_rip: u64,
     /// [`code_overwrites`] when the generations were last compared.
     overwrites: u64,
+    /// Bytes of all instructions.
+    len: u16,
     /// There is a second page: its translation must be looked at as well.
     crosses: bool,
-    /// Instruction pointer of the first instruction.
-    pub rip: u64,
-    sources: [Option<Source>; 2],
     /// The translator's.
     pub(crate) native: NativeBlock,
+    source: Source,
+    second: Option<Box<Source>>,
 }
 
-#[derive(Clone, Copy)]
-struct FetchEntry {
-    /// Linear page, with bit 0 set for user mode; all ones if empty.
-    tag: u64,
-    physical: u64,
-}
-
-/// One CPU's decoded blocks and its instruction TLB.
+/// One CPU's decoded blocks.
 pub struct BlockCache {
+    /// A block lies in the slot of its hash or, when another has taken it, in the slot beside.
     table: Vec<Option<Box<Block>>>,
     ops: usize,
     /// How often everything was forgotten.
-    clears: u64,
+    clears: u32,
     thunks: ThunkCache,
-    fetch: Box<[FetchEntry; FETCH_SLOTS]>,
 }
 
 impl Default for BlockCache {
@@ -85,7 +87,28 @@ impl Default for BlockCache {
     }
 }
 
-const NO_FETCH: FetchEntry = FetchEntry { tag: u64::MAX, physical: 0 };
+impl Core {
+    /// Where the page of `linear` lies, for fetching with the current privilege.
+    ///
+    /// # Errors
+    /// What the fetch raises.
+    #[inline(always)]
+    pub(crate) fn fetch_page(&mut self, linear: u64) -> Outcome<FetchPage> {
+        match self.fetch.lookup(linear, self.cpl == 3) {
+            Some(page) => Ok(page),
+            None => self.fetch_page_slow(linear),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn fetch_page_slow(&mut self, linear: u64) -> Outcome<FetchPage> {
+        let found = self.translate(linear, Access::Fetch, self.fetch_rights())?;
+        let page = FetchPage::new(found.physical, found.global, found.large);
+        self.fetch.insert(linear, self.cpl == 3, page);
+        Ok(page)
+    }
+}
 
 impl BlockCache {
     /// An empty cache.
@@ -95,7 +118,6 @@ impl BlockCache {
             ops: 0,
             clears: 0,
             thunks: ThunkCache::new(),
-            fetch: Box::new([NO_FETCH; FETCH_SLOTS]),
         }
     }
 
@@ -107,23 +129,6 @@ impl BlockCache {
         self.thunks.clear();
     }
 
-    #[inline(always)]
-    fn physical_rip(&mut self, core: &mut Core, linear: u64) -> Outcome<u64> {
-        if core.flush_fetch {
-            self.fetch.fill(NO_FETCH);
-            core.flush_fetch = false;
-        }
-        let tag = (linear & !0xfff) | u64::from(core.cpl == 3);
-        let slot = (linear >> 12) as usize & (FETCH_SLOTS - 1);
-        let entry = self.fetch[slot];
-        if entry.tag == tag {
-            return Ok(entry.physical | linear & 0xfff);
-        }
-        let physical = core.translate(linear, Access::Fetch, core.fetch_rights())?.physical;
-        self.fetch[slot] = FetchEntry { tag, physical: physical & !0xfff };
-        Ok(physical)
-    }
-
     /// The block at the current instruction pointer, decoded if need be.
     ///
     /// # Errors
@@ -131,8 +136,8 @@ impl BlockCache {
     #[inline(always)]
     pub fn lookup(&mut self, core: &mut Core) -> Outcome<&Block> {
         let linear = core.fetch_linear()?;
-        let physical = self.physical_rip(core, linear)?;
-        let key = Key { physical, rip: core.rip, mode: core.mode };
+        let physical = core.fetch_page(linear)?.physical() | linear & 0xfff;
+        let key = Key::new(core, physical);
         let slot = hash(&key);
         // Looked up twice because the borrow of a hit would otherwise last through the miss path.
         let hit = match &self.table[slot] {
@@ -154,8 +159,8 @@ impl BlockCache {
     #[cold]
     #[inline(never)]
     fn crosses_into_its_page(&mut self, core: &mut Core, slot: usize, linear: u64) -> Outcome<bool> {
-        let next = self.physical_rip(core, next_page(core, linear))?;
-        let second = self.table[slot].as_ref().and_then(|block| block.sources[1].as_ref());
+        let next = core.fetch_page(next_page(core, linear))?.physical();
+        let second = self.table[slot].as_ref().and_then(|block| block.second.as_ref());
         Ok(second.is_some_and(|second| second.physical == next))
     }
 
@@ -163,13 +168,19 @@ impl BlockCache {
     #[inline(never)]
     fn fill(&mut self, core: &mut Core, slot: usize, key: Key, linear: u64) -> Outcome {
         let overwrites = code_overwrites();
+        let is_it = |block: &Option<Box<Block>>| block.as_ref().is_some_and(|block| block.key == key);
+        if !is_it(&self.table[slot]) {
+            // The block that is there goes beside, or changes places with the one that is wanted.
+            self.table.swap(slot, slot ^ 1);
+        }
         if let Some(block) = &mut self.table[slot]
             && block.key == key
-            && !(block.crosses && block.overwrites == overwrites)
-            && block.revalidate(core)
         {
-            block.overwrites = overwrites;
-            if !block.crosses || self.crosses_into_its_page(core, slot, linear)? {
+            let checked = block.overwrites == overwrites;
+            if (checked || block.revalidate(core)) && {
+                block.overwrites = overwrites;
+                !block.crosses || self.crosses_into_its_page(core, slot, linear)?
+            } {
                 return Ok(());
             }
         }
@@ -221,14 +232,15 @@ impl Source {
             core.ram.copy_code(physical, &mut bytes);
             // A sibling may have given the page up in between, and then the generation may be from after that.
             if code.is_watched(offset, len) {
-                return Some(Self { code, page, generation, physical, bytes });
+                return Some(Self { physical, bytes, generation });
             }
         }
     }
 
     /// Whether the bytes are still the same, even if the page's generation has changed.
     fn revalidate(&mut self, core: &mut Core) -> bool {
-        if self.code.generation(self.page) == self.generation {
+        let Some((code, offset)) = core.ram.code(self.physical) else { return false };
+        if code.generation(offset >> 12) == self.generation {
             return true;
         }
         let Some(now) = Self::watch(core, self.physical, self.bytes.len()) else { return false };
@@ -245,6 +257,12 @@ impl Block {
         self.key.mode
     }
 
+    /// The instruction pointer after the last instruction of the block, which lies at `rip`.
+    #[inline(always)]
+    pub fn end(&self, rip: u64) -> u64 {
+        rip.wrapping_add(u64::from(self.len)) & self.key.mode.ip_mask()
+    }
+
     /// It is one instruction across two pages.
     pub(crate) fn crosses_pages(&self) -> bool {
         self.crosses
@@ -255,18 +273,18 @@ impl Block {
         self.key.physical
     }
 
-    /// Its first page: the watch, the page's number there, and the generation at which its bytes were last seen.
-    pub(crate) fn page(&self) -> Option<(&CodePages, usize, u32)> {
-        self.sources[0].as_ref().map(|source| (&source.code, source.page, source.generation))
+    /// The generation of its first page at which its bytes were last seen.
+    pub(crate) fn generation(&self) -> u32 {
+        self.source.generation
     }
 
     /// Its bytes on the first page.
-    pub(crate) fn bytes(&self) -> Option<&[u8]> {
-        self.sources[0].as_ref().map(|source| &*source.bytes)
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.source.bytes
     }
 
     fn revalidate(&mut self, core: &mut Core) -> bool {
-        self.sources.iter_mut().flatten().all(|source| source.revalidate(core))
+        self.source.revalidate(core) && self.second.as_mut().is_none_or(|second| second.revalidate(core))
     }
 
     fn decode(core: &mut Core, key: Key, linear: u64, thunks: &mut ThunkCache) -> Outcome<Self> {
@@ -280,22 +298,21 @@ impl Block {
             if seen == 0 {
                 return Self::outside_ram(core, key);
             }
-            let (ops, used) = decode::decode_block(&bytes[..seen], key.rip, key.mode, thunks);
+            let (ops, used) = decode::decode_block(&bytes[..seen], key.decoder_ip(), key.mode, thunks);
             if ops.is_empty() {
                 return Self::decode_crossing(core, key, linear, seen, thunks);
             }
             let Some(source) = Source::watch(core, key.physical, used) else { return core.raise(exception::UD) };
             if *source.bytes == bytes[..used] {
-                let next_rip = key.rip.wrapping_add(used as u64) & key.mode.ip_mask();
                 return Ok(Self {
                     key,
                     ops,
-                    next_rip,
                     overwrites,
+                    len: used as u16,
                     crosses: false,
-                    rip: key.rip,
-                    sources: [Some(source), None],
                     native: NativeBlock::default(),
+                    source,
+                    second: None,
                 });
             }
         }
@@ -304,35 +321,32 @@ impl Block {
     /// One instruction that starts with the last `here` bytes of one page and goes on in the next.
     fn decode_crossing(core: &mut Core, key: Key, linear: u64, here: usize, thunks: &mut ThunkCache) -> Outcome<Self> {
         let overwrites = code_overwrites();
-        let next_linear = next_page(core, linear);
-        let rights = core.fetch_rights();
         // Fewer than 15 bytes fit; whether the rest is needed the decoder has found out already.
-        let next = core.translate(next_linear, Access::Fetch, rights)?.physical;
+        let next = core.fetch_page(next_page(core, linear))?.physical();
         let wanted = MAX_INSTRUCTION_LEN.saturating_sub(here).max(1);
-        let (Some(first), Some(second)) = (Source::watch(core, key.physical, here), Source::watch(core, next, wanted))
+        let (Some(source), Some(second)) = (Source::watch(core, key.physical, here), Source::watch(core, next, wanted))
         else {
             return core.raise(exception::UD);
         };
-        let mut bytes = first.bytes.to_vec();
+        let mut bytes = source.bytes.to_vec();
         bytes.extend_from_slice(&second.bytes);
-        let (ops, used) = decode::decode_one(&bytes, key.rip, key.mode, thunks);
-        let next_rip = key.rip.wrapping_add(used as u64) & key.mode.ip_mask();
+        let (ops, used) = decode::decode_one(&bytes, key.decoder_ip(), key.mode, thunks);
         Ok(Self {
             key,
             ops,
-            next_rip,
             overwrites,
+            len: used as u16,
             crosses: true,
-            rip: key.rip,
-            sources: [Some(first), Some(second)],
             native: NativeBlock::default(),
+            source,
+            second: Some(Box::new(second)),
         })
     }
 
     /// Code outside RAM (a jump into nothing): an MMIO fetch of ones, which decodes as an invalid instruction.
     fn outside_ram(core: &mut Core, key: Key) -> Outcome<Self> {
         tracing::debug!(
-            rip = format_args!("{:#x}", key.rip),
+            rip = format_args!("{:#x}", core.rip),
             physical = format_args!("{:#x}", key.physical),
             "fetch outside RAM"
         );

@@ -2,6 +2,7 @@
 
 use x86::{CpuState, DescriptorTable, InterruptShadow, Segment, cr0, cr4, efer, rflags};
 
+use crate::fetch::FetchTlb;
 use crate::flags::LazyFlags;
 use crate::fpu::FpuState;
 use crate::mem::CODE_STORE_COUNTERS;
@@ -9,7 +10,7 @@ use crate::platform::Platform;
 use crate::ram::Ram;
 use crate::smp::{CpuLink, attention};
 use crate::tlb::{Rights, Tlb};
-use crate::translate::NativeState;
+use crate::translate::{Jumps, NativeState};
 
 /// Segment registers by their encoding in an instruction, and two for [`Core::segment_bases`].
 pub mod seg {
@@ -33,6 +34,10 @@ pub mod seg {
 
 /// Index into [`Core::gpr`] of a register that is always zero, for a missing base or index.
 pub const GPR_ZERO: u8 = 16;
+
+/// Index into [`Core::gpr`] of the linear page that the running 64-bit code lies on. What code says relative to its own place is decoded relative to its page, so
+/// that decoded code serves wherever the page is mapped.
+pub const GPR_PAGE: u8 = 17;
 
 /// Why an instruction did not complete. The details of an exception are in [`Core::fault`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,7 +139,7 @@ pub struct Counters {
 /// One CPU. The fields up to `block_end` are what every instruction touches.
 #[repr(C)]
 pub struct Core {
-    /// General registers by encoding; [`GPR_ZERO`] is always zero, the rest unused (a power of two keeps bounds checks away).
+    /// General registers by encoding; [`GPR_ZERO`] is always zero, [`GPR_PAGE`] the page of the code, the rest unused (a power of two keeps bounds checks away).
     pub gpr: [u64; 32],
     /// While a block runs: the address after the block, or where its last instruction has jumped. Between blocks: the next instruction.
     pub rip: u64,
@@ -209,8 +214,10 @@ pub struct Core {
     pub counters: Counters,
     /// Guest-physical page numbers, and how many stores found code there.
     pub code_stores: [(u64, u32); CODE_STORE_COUNTERS],
-    /// The instruction TLB must be flushed before the next block is looked up.
-    pub flush_fetch: bool,
+    /// Translations for instructions.
+    pub fetch: FetchTlb,
+    /// Generated code by instruction pointer.
+    pub(crate) jumps: Jumps,
 }
 
 impl Core {
@@ -254,7 +261,8 @@ impl Core {
             link,
             counters: Counters::default(),
             code_stores: [(u64::MAX, 0); CODE_STORE_COUNTERS],
-            flush_fetch: false,
+            fetch: FetchTlb::default(),
+            jumps: Jumps::default(),
         });
         core.load_state(&CpuState::reset(true));
         core

@@ -6,7 +6,7 @@ use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Regis
 use x86::exception;
 
 use crate::block::MAX_BLOCK_OPS;
-use crate::core::{Core, DecodeMode, GPR_ZERO, Outcome, seg};
+use crate::core::{Core, DecodeMode, GPR_PAGE, GPR_ZERO, Outcome, seg};
 use crate::op::{Handler, Mem, Op, byte_register};
 use crate::simd::ThunkCache;
 use crate::{integer, simd, system};
@@ -129,9 +129,9 @@ pub fn memory(i: &Instruction, mode: DecodeMode) -> Mem {
         segment = seg::FLAT_STACK as u8;
     }
     Mem {
-        // iced has made a RIP-relative displacement absolute.
+        // iced has added the instruction pointer, which is relative to the page here, to the displacement.
         displacement: i.memory_displacement64(),
-        base: if base.is_ip() { GPR_ZERO } else { register(base) },
+        base: if base.is_ip() { GPR_PAGE } else { register(base) },
         index: register(index),
         shift: i.memory_index_scale().trailing_zeros() as u8,
         segment,
@@ -145,9 +145,9 @@ pub fn is_memory(i: &Instruction, n: u32) -> bool {
     i.op_kind(n) == OpKind::Memory
 }
 
-/// The instruction pointer after `i`.
-pub fn next_ip(i: &Instruction, mode: DecodeMode) -> u64 {
-    i.next_ip() & mode.ip_mask()
+/// What a near branch's target is relative to: in 64-bit code the page, elsewhere nothing.
+pub fn branch_base(mode: DecodeMode) -> u8 {
+    if mode.has(DecodeMode::CODE64) { GPR_PAGE } else { GPR_ZERO }
 }
 
 fn invalid_opcode(core: &mut Core, _: &Op) -> Outcome {
@@ -164,20 +164,21 @@ fn lower(i: &Instruction, mode: DecodeMode, thunks: &mut ThunkCache) -> Lowered 
     })
 }
 
-/// Decodes a run of instructions from `bytes` (not past their end), and how many bytes it took. Empty when the first instruction does not fit.
+/// Decodes a run of instructions from `bytes` (not past their end), and how many bytes it took. Empty when the first instruction does not fit. `ip` is the
+/// instruction pointer; in 64-bit code only its offset in the page, and what depends on it is decoded relative to [`GPR_PAGE`].
 /// The operations live no longer than what `thunks` holds.
-pub fn decode_block(bytes: &[u8], rip: u64, mode: DecodeMode, thunks: &mut ThunkCache) -> (Box<[Op]>, usize) {
-    decode_up_to(bytes, rip, mode, MAX_BLOCK_OPS, thunks)
+pub fn decode_block(bytes: &[u8], ip: u64, mode: DecodeMode, thunks: &mut ThunkCache) -> (Box<[Op]>, usize) {
+    decode_up_to(bytes, ip, mode, MAX_BLOCK_OPS, thunks)
 }
 
-/// Decodes one instruction from `bytes`; if they are too few it is an invalid opcode, for longer ones do not exist.
-pub fn decode_one(bytes: &[u8], rip: u64, mode: DecodeMode, thunks: &mut ThunkCache) -> (Box<[Op]>, usize) {
-    let (ops, used) = decode_up_to(bytes, rip, mode, 1, thunks);
+/// As [`decode_block`] for one instruction; if they are too few it is an invalid opcode, for longer ones do not exist.
+pub fn decode_one(bytes: &[u8], ip: u64, mode: DecodeMode, thunks: &mut ThunkCache) -> (Box<[Op]>, usize) {
+    let (ops, used) = decode_up_to(bytes, ip, mode, 1, thunks);
     if ops.is_empty() { (Box::new([Lowered::new(invalid_opcode).op]), bytes.len()) } else { (ops, used) }
 }
 
-fn decode_up_to(bytes: &[u8], rip: u64, mode: DecodeMode, most: usize, thunks: &mut ThunkCache) -> (Box<[Op]>, usize) {
-    let mut decoder = Decoder::with_ip(mode.bitness(), bytes, rip, DecoderOptions::NONE);
+fn decode_up_to(bytes: &[u8], ip: u64, mode: DecodeMode, most: usize, thunks: &mut ThunkCache) -> (Box<[Op]>, usize) {
+    let mut decoder = Decoder::with_ip(mode.bitness(), bytes, ip, DecoderOptions::NONE);
     let mut ops = Vec::with_capacity(8);
     let mut used = 0;
     let mut instruction = Instruction::default();
@@ -218,9 +219,9 @@ mod tests {
     }
 
     #[test]
-    fn a_rip_relative_operand_becomes_an_address() {
+    fn a_rip_relative_operand_becomes_relative_to_the_page() {
         let mem = mem_of(&[0x48, 0x8b, 0x05, 0x10, 0, 0, 0], DecodeMode::CODE64);
-        assert_eq!(mem, Mem { displacement: 0x1017, ..Mem::NONE });
+        assert_eq!(mem, Mem { displacement: 0x1017, base: GPR_PAGE, ..Mem::NONE });
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The software x86-64 CPU.
 //!
 //! It knows no device and starts no thread: the world reaches it through [`platform::Platform`], its siblings through [`smp::CpuGroup`].
-//! See ARCHITECTURE.md for the layers: state ([`core`]), decoding ([`decode`], [`block`]), memory ([`mem`], [`mmu`], [`tlb`], [`ram`]), the instruction
+//! See ARCHITECTURE.md for the layers: state ([`core`]), decoding ([`decode`], [`block`]), memory ([`mem`], [`mmu`], [`tlb`], [`fetch`], [`ram`]), the instruction
 //! families ([`integer`], [`system`], [`simd`]), events ([`deliver`]) and the loop ([`run`]).
 
 pub mod block;
@@ -9,6 +9,7 @@ pub mod core;
 pub mod cpuid;
 pub mod decode;
 pub mod deliver;
+pub mod fetch;
 pub mod flags;
 pub mod fpu;
 mod integer;

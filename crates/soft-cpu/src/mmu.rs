@@ -233,21 +233,24 @@ impl Core {
     /// Forgets every translation: after a change to CR0, CR4 or EFER that affects paging.
     pub fn flush_translations(&mut self) {
         self.tlb.flush_all();
-        self.flush_fetch = true;
+        self.fetch.flush_all();
+        self.jumps.clear();
         self.end_block();
     }
 
     /// Forgets the translations that are not global: after a write to CR3.
     pub fn flush_non_global_translations(&mut self) {
         self.tlb.flush_non_global();
-        self.flush_fetch = true;
+        self.fetch.flush_non_global();
+        self.jumps.flush_non_global();
         self.end_block();
     }
 
     /// INVLPG.
     pub fn flush_page_translation(&mut self, linear: u64) {
         self.tlb.flush_page(linear);
-        self.flush_fetch = true;
+        self.fetch.flush_page(linear);
+        self.jumps.flush_page(linear);
         self.end_block();
     }
 }

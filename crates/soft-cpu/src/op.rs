@@ -9,9 +9,9 @@ pub type Handler = fn(&mut Core, &Op) -> Outcome;
 /// A memory operand: `segment : base + (index << shift) + displacement`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mem {
-    /// Displacement, sign-extended; the whole address for a RIP-relative operand.
+    /// Displacement, sign-extended; from the start of the page for a RIP-relative operand.
     pub displacement: u64,
-    /// Index into [`Core::gpr`], [`GPR_ZERO`] if there is none.
+    /// Index into [`Core::gpr`], [`GPR_ZERO`] if there is none, [`GPR_PAGE`](crate::core::GPR_PAGE) for a RIP-relative operand.
     pub base: u8,
     /// Index into [`Core::gpr`], [`GPR_ZERO`] if there is none.
     pub index: u8,
@@ -43,7 +43,7 @@ impl Mem {
 pub struct Op {
     /// Executes it.
     pub execute: Handler,
-    /// Immediate, sign-extended to 64 bits; the target's instruction pointer for a near branch. What else a handler wants to keep.
+    /// Immediate, sign-extended to 64 bits; where a near branch goes, relative to `rm`. What else a handler wants to keep.
     pub immediate: u64,
     /// The memory operand.
     pub mem: Mem,

@@ -3,7 +3,7 @@
 use x86::{InterruptShadow, exception, rflags};
 
 use crate::block::BlockCache;
-use crate::core::{Core, Fault, Outcome, Stop, seg};
+use crate::core::{Core, Fault, GPR_PAGE, Outcome, Stop, seg};
 use crate::op::Op;
 use crate::smp::attention;
 use crate::translate::{Entered, Translator, TranslatorStatistics};
@@ -92,14 +92,16 @@ impl Cpu {
         let core = &mut *self.core;
         let block = self.blocks.lookup(core)?;
         let Some(op) = block.ops.first() else { return Ok(()) };
+        let rip = core.rip;
         core.block_end = 1;
-        core.rip = block.next_rip;
+        core.gpr[usize::from(GPR_PAGE)] = rip & !0xfff;
+        core.rip = block.end(rip);
         let result = (op.execute)(core, op);
         if result.is_err() {
-            core.rip = block.rip;
+            core.rip = rip;
             core.attribute_fault(op);
         } else if block.ops.len() > 1 {
-            core.rip = block.rip.wrapping_add(u64::from(op.len)) & block.mode().ip_mask();
+            core.rip = rip.wrapping_add(u64::from(op.len)) & block.mode().ip_mask();
         }
         result
     }
@@ -136,11 +138,6 @@ impl Cpu {
             if core.counters.instructions >= limit {
                 return Exit::Budget;
             }
-            if core.flush_fetch
-                && let Some(translator) = &mut self.translator
-            {
-                translator.forget_jumps();
-            }
             let stop = match self.blocks.lookup(core) {
                 Err(stop) => stop,
                 Ok(block) => {
@@ -161,7 +158,9 @@ impl Cpu {
                     core.shadow = InterruptShadow::None;
                     let trap = core.system_flags & rflags::TF != 0;
                     core.block_end = if trap || shadowed { 1 } else { block.ops.len() };
-                    core.rip = block.next_rip;
+                    let rip = core.rip;
+                    core.gpr[usize::from(GPR_PAGE)] = rip & !0xfff;
+                    core.rip = block.end(rip);
                     let mut at = 0;
                     let result = loop {
                         let Some(op) = block.ops.get(at) else { break Ok(()) };
@@ -180,8 +179,8 @@ impl Cpu {
                             if at < block.ops.len() {
                                 // Left early: the next instruction is the one after the last executed.
                                 let op = &block.ops[at - 1];
-                                core.rip = block.rip.wrapping_add(u64::from(op.offset) + u64::from(op.len))
-                                    & block.mode().ip_mask();
+                                core.rip =
+                                    rip.wrapping_add(u64::from(op.offset) + u64::from(op.len)) & block.mode().ip_mask();
                             }
                             if trap && core.single_step_trap().is_err() {
                                 return Exit::Shutdown;
@@ -190,7 +189,7 @@ impl Cpu {
                         }
                         Err((stop, op)) => {
                             core.attribute_fault(op);
-                            core.rip = block.rip.wrapping_add(u64::from(op.offset)) & block.mode().ip_mask();
+                            core.rip = rip.wrapping_add(u64::from(op.offset)) & block.mode().ip_mask();
                             stop
                         }
                     }

@@ -7,7 +7,7 @@ use x86::exception;
 use x86::paging::is_canonical;
 
 use crate::core::{Core, DecodeMode, Outcome};
-use crate::decode::{Lowered, is_memory};
+use crate::decode::{Lowered, branch_base, is_memory};
 use crate::flags::LazyFlags;
 use crate::integer::operand::{InMemory, InRegister, Source, operand_size, sized_word, sourced, with_source};
 use crate::integer::stack::{Stack, on_stack};
@@ -77,15 +77,21 @@ macro_rules! by_condition {
 }
 pub(super) use by_condition;
 
+/// Where a direct branch goes. What it is relative to stands in `rm`.
+#[inline(always)]
+fn direct_target(core: &Core, op: &Op) -> u64 {
+    core.gpr[usize::from(op.rm & 31)].wrapping_add(op.immediate)
+}
+
 fn jcc<C: Condition>(core: &mut Core, op: &Op) -> Outcome {
     if C::holds(&core.flags) {
-        core.rip = op.immediate;
+        core.rip = direct_target(core, op);
     }
     Ok(())
 }
 
 fn jmp(core: &mut Core, op: &Op) -> Outcome {
-    core.rip = op.immediate;
+    core.rip = direct_target(core, op);
     Ok(())
 }
 
@@ -107,7 +113,7 @@ fn jmp_indirect<S: Source, T: Scalar>(core: &mut Core, op: &Op) -> Outcome {
 
 fn call<W: Stack, T: Scalar>(core: &mut Core, op: &Op) -> Outcome {
     W::push(core, T::truncate(core.rip))?;
-    core.rip = op.immediate;
+    core.rip = direct_target(core, op);
     Ok(())
 }
 
@@ -166,14 +172,14 @@ fn loop_while<C: LoopCondition, T: Scalar>(core: &mut Core, op: &Op) -> Outcome 
     let count = T::truncate(core.reg::<T>(RCX).widen().wrapping_sub(1));
     core.set_reg(RCX, count);
     if count != T::default() && C::holds(&core.flags) {
-        core.rip = op.immediate;
+        core.rip = direct_target(core, op);
     }
     Ok(())
 }
 
 fn jump_if_zero<T: Scalar>(core: &mut Core, op: &Op) -> Outcome {
     if core.reg::<T>(RCX) == T::default() {
-        core.rip = op.immediate;
+        core.rip = direct_target(core, op);
     }
     Ok(())
 }
@@ -205,12 +211,12 @@ fn counter_size(code: Code) -> usize {
 // it, and the guest may not learn which of the two it runs on.
 pub(super) fn lower(i: &Instruction, mode: DecodeMode) -> Option<Lowered> {
     // The target is already cut to the operand size; one past the segment's limit is the fetch's to refuse.
-    let target = i.near_branch_target();
+    let direct =
+        |handler: Handler| Lowered::new(handler).immediate(i.near_branch_target()).rm(branch_base(mode));
     if i.is_jcc_short_or_near() {
-        return Some(Lowered::new(by_condition!(i.condition_code(), jcc)).immediate(target).ends_block());
+        return Some(direct(by_condition!(i.condition_code(), jcc)).ends_block());
     }
     let size = || operand_size(i, 0);
-    let direct = |handler: Handler| Lowered::new(handler).immediate(target);
     let indirect = |handler: Handler| with_source(Lowered::new(handler), i, 0, mode);
     let lowered = match i.mnemonic() {
         Mnemonic::Jmp if i.is_jmp_short_or_near() => direct(jmp),

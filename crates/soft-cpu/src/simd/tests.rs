@@ -3,7 +3,7 @@
 use vm_memory::{Bytes, GuestAddress};
 use x86::{Segment, cr0, cr4, exception};
 
-use crate::core::{Fault, seg};
+use crate::core::{Fault, GPR_PAGE, seg};
 use crate::fpu::{FCW_DEFAULT, MXCSR_DEFAULT, offset};
 use crate::run::Cpu;
 use crate::testing::{CODE, long_mode};
@@ -23,8 +23,9 @@ fn step(cpu: &mut Cpu, code: &[u8]) -> Option<Fault> {
     core.gpr[x86::gpr::RBX] = DATA;
     core.rip = CODE;
     core.update_mode();
+    core.gpr[usize::from(GPR_PAGE)] = CODE;
     let block = cpu.blocks.lookup(core).unwrap();
-    core.rip = block.next_rip;
+    core.rip = block.end(core.rip);
     let op = &block.ops[0];
     (op.execute)(core, op).err().map(|_| core.fault)
 }

@@ -10,7 +10,7 @@ use super::arena::call;
 use super::native::{load_operand, store_operand};
 use super::thunk::{MemoryUse, ThunkCache};
 use crate::core::{Core, DecodeMode, Outcome};
-use crate::decode::{Lowered, memory};
+use crate::decode::{Lowered, branch_base, memory};
 use crate::flags::LazyFlags;
 use crate::fpu::{FSW_ES, offset};
 use crate::op::Op;
@@ -47,7 +47,7 @@ pub(super) fn fwait(core: &mut Core, _: &Op) -> Outcome {
     raise_pending(core)
 }
 
-/// `extra` is the low half of the instruction's address, `reg` and `rm` its opcode.
+/// `extra` is the instruction's address as a near branch's target would be, `reg` and `rm` its opcode.
 fn execute(core: &mut Core, op: &Op) -> Outcome {
     raise_pending(core)?;
     let size = usize::from(op.aux & SIZE);
@@ -72,9 +72,8 @@ fn execute(core: &mut Core, op: &Op) -> Outcome {
     call(op.immediate, fpu);
     fpu.set_mxcsr(mxcsr);
     let stored = fpu.fsw() & !fpu.fcw() & NO_STORE == 0;
-    let next = core.rip;
-    // The instruction lies less than 4 GiB before the block's end, which `rip` holds while it runs.
-    fpu.set_pointer(offset::FIP, next.wrapping_sub(u64::from((next as u32).wrapping_sub(op.extra))));
+    let page = core.gpr[usize::from(branch_base(core.mode))];
+    fpu.set_pointer(offset::FIP, page.wrapping_add(u64::from(op.extra)));
     fpu.set_pointer(offset::FDP, data_pointer);
     fpu.set_fop(u16::from(op.reg) << 8 | u16::from(op.rm));
     if op.aux & RFLAGS != 0 {

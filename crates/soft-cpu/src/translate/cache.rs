@@ -11,15 +11,12 @@ use guest_memory::{CodePages, code_overwrites};
 use tracing::{debug, error};
 use x86::InterruptShadow;
 
-use super::generate::{Source, generate};
+use super::generate::{Place, Source, generate};
 use super::runtime::{self, Site, Stubs};
 use super::state::{from_raw, to_raw};
 use crate::block::Block;
-use crate::core::{Core, DecodeMode, Outcome, Stop};
+use crate::core::{Core, DecodeMode, GPR_PAGE, Outcome, Stop};
 use crate::simd::Arena;
-
-/// Entries of a table of jumps.
-pub(super) const JUMP_ENTRIES: usize = 1 << 12;
 
 /// Size of the code arena in bytes; pages are taken as they are filled.
 const ARENA_SIZE: usize = 64 << 20;
@@ -29,63 +26,6 @@ const MAX_BLOCK_CODE: usize = 32 << 10;
 
 /// Most instructions that generated code runs before it looks at what waits: a few microseconds.
 const SLICE: u64 = 4096;
-
-/// Bits of an instruction pointer that a canonical address has all alike, less one: the counter of a [`JumpTable`]'s key.
-const KEY_SHIFT: u32 = 48;
-const LAST_KEY: u64 = 0x7ffe;
-
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct JumpEntry {
-    /// The instruction pointer xor the key.
-    tag: u64,
-    /// Address of the code.
-    code: u64,
-}
-
-/// From instruction pointers to code, for one mode. A new key makes every entry unfindable: two canonical addresses never differ in just the bits that
-/// two keys differ in.
-struct JumpTable {
-    entries: Box<[JumpEntry]>,
-    mode: DecodeMode,
-    key: u64,
-}
-
-/// What an empty entry holds: an instruction pointer that belongs in another one, whatever the key.
-const fn no_entry(at: usize) -> JumpEntry {
-    JumpEntry { tag: at as u64 ^ 1, code: 0 }
-}
-
-impl JumpTable {
-    fn new() -> Self {
-        Self { entries: (0..JUMP_ENTRIES).map(no_entry).collect(), mode: DecodeMode(0), key: 1 }
-    }
-
-    /// Empties it entry by entry: what the entries lead to is gone.
-    fn clear(&mut self) {
-        for (at, entry) in self.entries.iter_mut().enumerate() {
-            *entry = no_entry(at);
-        }
-        self.key = 1;
-    }
-
-    fn forget(&mut self) {
-        // Keys 1 to LAST_KEY: no two differ in all sixteen bits.
-        if self.key == LAST_KEY {
-            return self.clear();
-        }
-        self.key += 1;
-    }
-
-    fn key(&self) -> u64 {
-        self.key << KEY_SHIFT
-    }
-
-    fn insert(&mut self, rip: u64, code: u64) {
-        let index = (rip ^ rip >> 12) as usize & (JUMP_ENTRIES - 1);
-        self.entries[index] = JumpEntry { tag: rip ^ self.key(), code };
-    }
-}
 
 /// A block's share of the translator.
 #[derive(Debug, Default)]
@@ -97,12 +37,12 @@ pub(crate) struct NativeBlock {
     /// The epoch of its page when it was made.
     epoch: Cell<u64>,
     /// How often all blocks, with the thunks that their operations call, had been forgotten when it was decoded.
-    clears: u64,
+    clears: u32,
 }
 
 impl NativeBlock {
     /// Says how often all blocks have been forgotten before this one was decoded.
-    pub(crate) fn set_generation(&mut self, clears: u64) {
+    pub(crate) fn set_generation(&mut self, clears: u32) {
         self.clears = clears;
     }
 }
@@ -112,7 +52,7 @@ struct Translation {
     memory_entry: u64,
     page: usize,
     epoch: u64,
-    rip: u64,
+    place: Place,
     mode: DecodeMode,
 }
 
@@ -165,9 +105,7 @@ pub(crate) struct Translator {
     sites: Vec<Vec<Site>>,
     next_epoch: u64,
     overwrites: u64,
-    cleared: u64,
-    /// Kernel's and user's.
-    jumps: [JumpTable; 2],
+    cleared: u32,
     left_by: u32,
     pub(crate) statistics: TranslatorStatistics,
 }
@@ -213,14 +151,13 @@ impl Translator {
             next_epoch: 1,
             overwrites: 0,
             cleared: 0,
-            jumps: [JumpTable::new(), JumpTable::new()],
             left_by: 0,
             statistics: TranslatorStatistics::default(),
         })
     }
 
     /// Forgets every translation.
-    fn flush(&mut self) {
+    fn flush(&mut self, core: &mut Core) {
         self.statistics.flushes += 1;
         debug!(translations = self.translations.len(), "code cache flushed");
         self.arena.clear();
@@ -231,21 +168,14 @@ impl Translator {
         self.links.clear();
         self.sites.clear();
         self.left_by = 0;
-        self.jumps.iter_mut().for_each(JumpTable::clear);
+        core.jumps.clear();
         if let Some(stubs) = place_stubs(&mut self.arena) {
             self.stubs = stubs;
         }
     }
 
-    /// Linear addresses may lead elsewhere now: jumps by instruction pointer are forgotten.
-    pub(crate) fn forget_jumps(&mut self) {
-        for table in &mut self.jumps {
-            table.forget();
-        }
-    }
-
     /// Drops the translations of pages whose code has changed.
-    fn follow_overwrites(&mut self) {
+    fn follow_overwrites(&mut self, core: &mut Core) {
         let overwrites = code_overwrites();
         if overwrites == self.overwrites {
             return;
@@ -262,7 +192,7 @@ impl Translator {
             }
         }
         if changed {
-            self.forget_jumps();
+            core.jumps.clear();
         }
     }
 
@@ -274,13 +204,13 @@ impl Translator {
         }
         if self.cleared != block.native.clears {
             self.cleared = block.native.clears;
-            self.flush();
+            self.flush(core);
         }
         if std::mem::take(&mut core.native.interpret) {
             return Entered::No;
         }
-        self.follow_overwrites();
-        let Some(number) = self.translation(block) else {
+        self.follow_overwrites(core);
+        let Some(number) = self.translation(core, block) else {
             self.left_by = 0;
             return Entered::No;
         };
@@ -289,14 +219,11 @@ impl Translator {
         if self.left_by != 0 {
             self.link(self.left_by, number);
         }
-        let table = &mut self.jumps[usize::from(block.mode().has(DecodeMode::USER))];
-        if table.mode != block.mode() {
-            table.mode = block.mode();
-            table.forget();
-        }
-        table.insert(block.rip, entry);
-        core.native.jump_table = table.entries.as_ptr() as usize;
-        core.native.jump_key = table.key();
+        core.native.jump_table = match core.fetch.lookup(core.rip, core.cpl == 3) {
+            Some(page) => core.jumps.insert(block.mode(), core.rip, entry, page),
+            None => core.jumps.table(block.mode()),
+        };
+        core.gpr[usize::from(GPR_PAGE)] = core.rip & !0xfff;
         core.native.flags = to_raw(&core.flags);
         // At least the block itself, or nothing would ever be executed.
         let slice = budget.min(SLICE).max(block.ops.len() as u64) as i32;
@@ -316,17 +243,17 @@ impl Translator {
 
     /// Translates the first instruction of `block`, which is current, and runs it; for [`Cpu::step_translated`](crate::run::Cpu::step_translated).
     pub(crate) fn step(&mut self, core: &mut Core, block: &Block) -> Option<Outcome> {
-        let (op, bytes) = (block.ops.first()?, block.bytes()?);
+        let (op, bytes) = (block.ops.first()?, block.bytes());
         if !block.mode().has(DecodeMode::CODE64) || block.crosses_pages() {
             return None;
         }
         if self.arena.room() < MAX_BLOCK_CODE {
-            self.flush();
+            self.flush(core);
         }
         let generated = generate(
             &Source {
                 bytes: &bytes[..usize::from(op.len)],
-                rip: block.rip,
+                place: place(core, block.mode()),
                 ops: std::slice::from_ref(op),
                 mode: block.mode(),
             },
@@ -338,10 +265,9 @@ impl Translator {
         let base = self.arena.append(&generated.code)?;
         self.sites.push(generated.sites);
         // Nothing of this may be found again.
-        self.forget_jumps();
-        let table = &self.jumps[0];
-        core.native.jump_table = table.entries.as_ptr() as usize;
-        core.native.jump_key = table.key();
+        core.jumps.clear();
+        core.native.jump_table = core.jumps.table(block.mode());
+        core.gpr[usize::from(GPR_PAGE)] = core.rip & !0xfff;
         core.native.flags = to_raw(&core.flags);
         core.native.slice = 1;
         runtime::enter(&self.stubs, core, base + generated.memory_entry as u64);
@@ -353,7 +279,7 @@ impl Translator {
     }
 
     #[inline(always)]
-    fn translation(&mut self, block: &Block) -> Option<usize> {
+    fn translation(&mut self, core: &mut Core, block: &Block) -> Option<usize> {
         let native = &block.native;
         let number = native.translation.get();
         if number != 0 {
@@ -362,7 +288,8 @@ impl Translator {
                 && translation.epoch == native.epoch.get()
                 && self.pages[translation.page].epoch == translation.epoch
             {
-                return Some(at);
+                let place = place(core, block.mode());
+                return if translation.place == place { Some(at) } else { self.translate(core, block) };
             }
             native.translation.set(0);
             native.heat.set(0);
@@ -372,18 +299,18 @@ impl Translator {
         if heat < self.threshold {
             return None;
         }
-        self.translate(block)
+        self.translate(core, block)
     }
 
     #[cold]
     #[inline(never)]
-    fn translate(&mut self, block: &Block) -> Option<usize> {
+    fn translate(&mut self, core: &mut Core, block: &Block) -> Option<usize> {
         block.native.heat.set(0);
-        let place = (block.physical(), block.rip, block.mode().0);
-        let (code, number, generation) = block.page()?;
-        let page = self.page(block.physical() >> 12, code, number, generation)?;
+        let place = place(core, block.mode());
+        let known_as = (block.physical(), place.rip(), block.mode().0);
+        let page = self.page(core, block.physical(), block.generation())?;
         let epoch = self.pages[page].epoch;
-        if let Some(&known) = self.by_place.get(&place)
+        if let Some(&known) = self.by_place.get(&known_as)
             && self.translations[known as usize].epoch == epoch
         {
             block.native.translation.set(known + 1);
@@ -391,11 +318,11 @@ impl Translator {
             return Some(known as usize);
         }
         if self.arena.room() < MAX_BLOCK_CODE {
-            self.flush();
+            self.flush(core);
             return None;
         }
         let base = self.arena.next();
-        let source = Source { bytes: block.bytes()?, rip: block.rip, ops: &block.ops, mode: block.mode() };
+        let source = Source { bytes: block.bytes(), place, ops: &block.ops, mode: block.mode() };
         let generated = generate(&source, base, &self.stubs, self.links.len() as u32, self.precise)?;
         let placed = self.arena.append(&generated.code)?;
         debug_assert_eq!(placed, base);
@@ -416,10 +343,10 @@ impl Translator {
             memory_entry: base + generated.memory_entry as u64,
             page,
             epoch,
-            rip: block.rip,
+            place,
             mode: block.mode(),
         });
-        self.by_place.insert(place, known as u32);
+        self.by_place.insert(known_as, known as u32);
         block.native.translation.set(known as u32 + 1);
         block.native.epoch.set(epoch);
         self.statistics.translated += 1;
@@ -427,14 +354,15 @@ impl Translator {
     }
 
     /// The record of a page; `None` if it has changed since the block was looked up.
-    fn page(&mut self, physical: u64, code: &CodePages, number: usize, generation: u32) -> Option<usize> {
-        if let Some(&at) = self.page_numbers.get(&physical) {
+    fn page(&mut self, core: &Core, physical: u64, generation: u32) -> Option<usize> {
+        if let Some(&at) = self.page_numbers.get(&(physical >> 12)) {
             return (self.pages[at].generation == generation).then_some(at);
         }
+        let (code, offset) = core.ram.code(physical)?;
         let epoch = self.next_epoch;
         self.next_epoch += 1;
-        self.pages.push(Page { code: code.clone(), number, generation, epoch });
-        self.page_numbers.insert(physical, self.pages.len() - 1);
+        self.pages.push(Page { code: code.clone(), number: offset >> 12, generation, epoch });
+        self.page_numbers.insert(physical >> 12, self.pages.len() - 1);
         // What has happened to the page since is found when the overwrites are next compared.
         self.overwrites = u64::MAX;
         Some(self.pages.len() - 1)
@@ -445,13 +373,19 @@ impl Translator {
         self.statistics.unlinked += 1;
         let Some(link) = self.links.get(left_by as usize - 1) else { return };
         let to = &self.translations[number];
-        if link.target != to.rip || link.page != to.page || link.epoch != to.epoch || link.mode != to.mode {
+        if link.target != to.place.rip() || link.page != to.page || link.epoch != to.epoch || link.mode != to.mode {
             return;
         }
         let entry = if link.host_flags { to.host_entry } else { to.memory_entry };
         let displacement = entry.wrapping_sub(link.at + 4) as i32;
         self.arena.patch(link.at, &displacement.to_le_bytes());
     }
+}
+
+/// What the translation of a block at the current instruction pointer may rely on. Programs are mapped at another address each time they are executed, so their
+/// code must serve at any; the kernel stays where it is, and addresses in its code are constants.
+fn place(core: &Core, mode: DecodeMode) -> Place {
+    if mode.has(DecodeMode::USER) { Place::InPage(core.rip & 0xfff) } else { Place::At(core.rip) }
 }
 
 fn place_stubs(arena: &mut Arena) -> Option<Stubs> {

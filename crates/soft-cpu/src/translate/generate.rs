@@ -13,7 +13,7 @@ use super::parse::{NOT, Operands, Parts};
 use super::runtime::{Site, Stubs};
 use super::state::NativeState;
 use super::vector::{VectorLoad, Vectors};
-use crate::core::{Core, DecodeMode, GPR_ZERO, seg};
+use crate::core::{Core, DecodeMode, GPR_PAGE, GPR_ZERO, seg};
 use crate::op::{Mem, Op};
 use crate::tlb;
 
@@ -59,7 +59,6 @@ pub(super) mod field {
     pub(crate) const FLAGS: usize = NATIVE + offset_of!(NativeState, flags);
     pub(crate) const TABLES: usize = NATIVE + offset_of!(NativeState, tables);
     pub(crate) const JUMP_TABLE: usize = NATIVE + offset_of!(NativeState, jump_table);
-    pub(crate) const JUMP_KEY: usize = NATIVE + offset_of!(NativeState, jump_key);
 }
 
 const RIP: usize = offset_of!(Core, rip);
@@ -67,6 +66,23 @@ const RIP: usize = offset_of!(Core, rip);
 /// A guest register's place in [`Core`].
 pub(super) fn slot(guest: u8) -> Rm {
     core_field(offset_of!(Core, gpr) + usize::from(guest) * 8)
+}
+
+/// Where the code stands that is translated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// At this instruction pointer and nowhere else.
+    At(u64),
+    /// At this offset in its page, which may be mapped anywhere: [`GPR_PAGE`] says where.
+    InPage(u64),
+}
+
+impl Place {
+    /// The instruction pointer, or the offset in the page: what addresses in this code are reckoned from.
+    pub(super) fn rip(self) -> u64 {
+        let (Self::At(rip) | Self::InPage(rip)) = self;
+        rip
+    }
 }
 
 /// Where the flags are.
@@ -93,7 +109,7 @@ pub(super) struct Slow {
 pub(super) struct PendingLink {
     /// Position of the displacement.
     pub(super) at: usize,
-    /// Instruction pointer of the block.
+    /// Instruction pointer of the block, or its offset in the page.
     pub(super) target: u64,
     /// The flags are in the host's.
     pub(super) host_flags: bool,
@@ -126,14 +142,14 @@ pub(super) struct Generator<'a> {
     pub(super) vector_loads: Vec<VectorLoad>,
     far: Vec<(Jump, u64)>,
     links: Vec<PendingLink>,
-    rip: u64,
+    place: Place,
     count: usize,
 }
 
 /// What a block is made of.
 pub(super) struct Source<'a> {
     pub(super) bytes: &'a [u8],
-    pub(super) rip: u64,
+    pub(super) place: Place,
     pub(super) ops: &'a [Op],
     pub(super) mode: DecodeMode,
 }
@@ -141,12 +157,13 @@ pub(super) struct Source<'a> {
 /// Generates the block of `source`, to be placed at `base`; `first_link` is the number of its first link.
 /// `precise`: faults see all flags, also those that nothing else will.
 pub(super) fn generate(
-    &Source { bytes, rip, ops, mode }: &Source<'_>,
+    &Source { bytes, place, ops, mode }: &Source<'_>,
     base: u64,
     stubs: &Stubs,
     first_link: u32,
     precise: bool,
 ) -> Option<Generated> {
+    let rip = place.rip();
     let mut decoder = Decoder::with_ip(64, bytes, rip, DecoderOptions::NONE);
     let mut vectors = Vectors::new(mode);
     let mut classified = Vec::with_capacity(ops.len());
@@ -175,7 +192,7 @@ pub(super) fn generate(
         vector_loads: Vec::new(),
         far: Vec::new(),
         links: Vec::new(),
-        rip,
+        place,
         count: ops.len(),
     };
     if live != 0 {
@@ -254,8 +271,37 @@ impl Generator<'_> {
         }
     }
 
+    /// An address that is known but for the page, as [`Place::rip`] gives it, into `to`; the flags stay.
+    fn address(&mut self, to: u8, address: u64) {
+        if matches!(self.place, Place::At(_)) {
+            return self.e.constant(to, address);
+        }
+        self.e.load(to, slot(GPR_PAGE));
+        match i32::try_from(address as i64) {
+            Ok(0) => {}
+            Ok(distance) => self.e.lea(to, Rm::Disp(to, distance)),
+            // A RIP-relative operand at the very end of the reach of 32 bits.
+            Err(_) => {
+                let half = (address as i64 / 2) as i32;
+                self.e.lea(to, Rm::Disp(to, half));
+                self.e.lea(to, Rm::Disp(to, (address as i64 - i64::from(half)) as i32));
+            }
+        }
+    }
+
     /// The effective address of `mem`, into `to`; the flags stay.
     fn effective_address(&mut self, to: u8, mem: &Mem, wide: bool) {
+        if mem.base == GPR_PAGE {
+            let page = match self.place {
+                Place::At(rip) => rip & !0xfff,
+                Place::InPage(_) => 0,
+            };
+            self.address(to, page.wrapping_add(mem.displacement));
+            if !wide {
+                self.e.modrm(Form::short(0x89), to, Rm::Reg(to));
+            }
+            return;
+        }
         let form = Form { wide, ..Form::short(0x8d) };
         let part = |g: &mut Self, register: u8, scratch: u8| {
             if register == GPR_ZERO { None } else { Some(g.value(register, scratch)) }
@@ -270,7 +316,7 @@ impl Generator<'_> {
                 }
                 _ => self.e.modrm(form, to, Rm::Sib(base, index, mem.shift, disp)),
             },
-            // Only RIP-relative operands, which have no registers, and absolute ones.
+            // Only absolute operands, which have no registers.
             Err(_) => self.e.constant(to, if wide { mem.displacement } else { mem.displacement & 0xffff_ffff }),
         }
     }
@@ -303,10 +349,11 @@ impl Generator<'_> {
     }
 
     pub(super) fn site(&mut self, op: &Op, n: usize, chains: bool) -> *const Site {
-        let rip = self.rip.wrapping_add(u64::from(op.offset));
+        let rip = self.place.rip().wrapping_add(u64::from(op.offset));
         let last = n + 1 == self.count;
         self.sites.push(Site {
             op: *op,
+            in_page: matches!(self.place, Place::InPage(_)),
             rip,
             after: rip.wrapping_add(u64::from(op.len)),
             uncounted: (self.count - n) as i32,
@@ -398,7 +445,7 @@ impl Generator<'_> {
                 } else {
                     self.far.push((taken, target));
                 }
-                self.go_to(self.rip.wrapping_add(u64::from(op.offset) + u64::from(op.len)));
+                self.go_to(self.after(op));
                 return End::Left;
             }
             Template::Jump { target } => {
@@ -406,13 +453,14 @@ impl Generator<'_> {
                 return End::Left;
             }
             Template::Call { target } => {
-                let after = self.rip.wrapping_add(u64::from(op.offset) + u64::from(op.len));
+                let after = self.after(op);
                 self.push_at(op, n, live);
-                if let Ok(small) = i32::try_from(after as i64) {
-                    self.store_constant(small);
-                } else {
-                    self.e.constant(host::B, after);
-                    self.e.store(Rm::At(host::A), host::B);
+                match (self.place, i32::try_from(after as i64)) {
+                    (Place::At(_), Ok(small)) => self.store_constant(small),
+                    _ => {
+                        self.address(host::B, after);
+                        self.e.store(Rm::At(host::A), host::B);
+                    }
                 }
                 self.e.lea(host::GUEST_RSP, Rm::Disp(host::GUEST_RSP, -8));
                 self.go_to(target);
@@ -423,10 +471,10 @@ impl Generator<'_> {
                 self.e.mov(host::A, host::GUEST_RSP);
                 let miss = self.look_up(8, false);
                 self.e.load(host::A, Rm::At(host::A));
-                let unknown = self.find_code_of_register();
+                let unknown = self.find_code();
                 self.e.lea(host::GUEST_RSP, Rm::Disp(host::GUEST_RSP, 8 + dropped));
                 self.enter_found();
-                self.slow_end([miss].into_iter().chain(unknown).collect(), op, n);
+                self.slow_end(vec![miss, unknown], op, n);
                 return End::Left;
             }
             Template::JumpRegister { reg } => {
@@ -435,9 +483,9 @@ impl Generator<'_> {
                 if target != host::A {
                     self.e.mov(host::A, target);
                 }
-                let unknown = self.find_code_of_register();
+                let unknown = self.find_code();
                 self.enter_found();
-                self.slow_end(unknown.to_vec(), op, n);
+                self.slow_end(vec![unknown], op, n);
                 return End::Left;
             }
             Template::JumpMemory => {
@@ -445,9 +493,9 @@ impl Generator<'_> {
                 self.linear_address(&op.mem);
                 let miss = self.look_up(8, false);
                 self.e.load(host::A, Rm::At(host::A));
-                let unknown = self.find_code_of_register();
+                let unknown = self.find_code();
                 self.enter_found();
-                self.slow_end([miss].into_iter().chain(unknown).collect(), op, n);
+                self.slow_end(vec![miss, unknown], op, n);
                 return End::Left;
             }
             Template::Handler => {
@@ -472,11 +520,16 @@ impl Generator<'_> {
                 let site = self.site(op, n, false);
                 self.call_handler(site);
                 // The call comes back only if more of the block had followed.
-                self.leave_to(self.rip.wrapping_add(u64::from(op.offset) + u64::from(op.len)), 0);
+                self.leave_to(self.after(op), 0);
                 return End::Left;
             }
         }
         End::Next
+    }
+
+    /// Where the instruction after `op` stands.
+    fn after(&self, op: &Op) -> u64 {
+        self.place.rip().wrapping_add(u64::from(op.offset) + u64::from(op.len))
     }
 
     fn store_constant(&mut self, value: i32) {
@@ -595,7 +648,7 @@ impl Generator<'_> {
     }
 
     fn same_page(&self, target: u64) -> bool {
-        target >> 12 == self.rip >> 12
+        target >> 12 == self.place.rip() >> 12
     }
 
     /// Goes on at `target`.
@@ -611,27 +664,11 @@ impl Generator<'_> {
 
     /// Through the table of jumps; flags in memory.
     fn jump_far(&mut self, target: u64) {
-        self.e.constant(host::A, target);
+        self.address(host::A, target);
         let unknown = self.find_code();
         self.enter_found();
         self.e.aim_here(unknown);
         self.leave_to(target, 0);
-    }
-
-    /// As [`Self::find_code`], for an instruction pointer that the guest has computed: one that is not canonical is not looked for, because it could
-    /// differ from an entry's in just the bits of the keys. The jumps are taken where there is nothing to enter.
-    fn find_code_of_register(&mut self) -> [Jump; 2] {
-        let e = &mut self.e;
-        // Bits 47 to 63 are all alike if they are 0 or -1 as a number.
-        e.mov(host::B, host::A);
-        e.modrm(Form::long(0xc1), 7, Rm::Reg(host::B));
-        e.bytes(&[47]);
-        e.modrm(Form::long(0x83), 0, Rm::Reg(host::B));
-        e.bytes(&[1]);
-        e.modrm(Form::long(0x83), 7, Rm::Reg(host::B));
-        e.bytes(&[1]);
-        let not_canonical = e.jump_if(7);
-        [not_canonical, self.find_code()]
     }
 
     /// Looks for the code of the instruction pointer in the first scratch register; the jump is taken if there is none.
@@ -642,16 +679,21 @@ impl Generator<'_> {
         e.bytes(&[12]);
         e.modrm(Form::short(0x33), host::B, Rm::Reg(host::A));
         e.modrm(Form::short(0x81), 4, Rm::Reg(host::B));
-        e.bytes(&(super::cache::JUMP_ENTRIES as u32 - 1).to_le_bytes());
+        e.bytes(&(super::jumps::JUMP_ENTRIES as u32 - 1).to_le_bytes());
         e.modrm(Form::short(0xc1), 4, Rm::Reg(host::B));
         e.bytes(&[4]);
         e.modrm(Form::long(0x03), host::B, core_field(field::JUMP_TABLE));
-        e.modrm(Form::long(0x33), host::A, core_field(field::JUMP_KEY));
         e.modrm(Form::long(0x3b), host::A, Rm::At(host::B));
         e.jump_if(5)
     }
 
+    /// Goes to the code that was found for the instruction pointer in the first scratch register.
     fn enter_found(&mut self) {
+        if matches!(self.place, Place::InPage(_)) {
+            self.e.modrm(Form::long(0x81), 4, Rm::Reg(host::A));
+            self.e.bytes(&(-4096_i32).to_le_bytes());
+            self.e.store(slot(GPR_PAGE), host::A);
+        }
         self.e.modrm(Form::short(0xff), 4, Rm::Disp(host::B, 8));
     }
 
@@ -662,7 +704,7 @@ impl Generator<'_> {
     }
 
     fn leave_to(&mut self, target: u64, link: u32) {
-        self.e.constant(host::A, target);
+        self.address(host::A, target);
         self.e.store(core_field(RIP), host::A);
         self.leave(link);
     }
@@ -673,7 +715,7 @@ impl Generator<'_> {
         self.e.bytes(&((self.count - n) as i32).to_le_bytes());
         self.e.modrm(Form::short(0xc6), 0, core_field(field::INTERPRET));
         self.e.bytes(&[1]);
-        self.leave_to(self.rip.wrapping_add(u64::from(offset)), 0);
+        self.leave_to(self.place.rip().wrapping_add(u64::from(offset)), 0);
     }
 
     fn out_of_line(&mut self, used_up: Jump, count: i32, first_link: u32) {
@@ -706,7 +748,7 @@ impl Generator<'_> {
         for n in 0..self.links.len() {
             let PendingLink { at, target, host_flags } = self.links[n];
             self.e.aim_here(Jump(at));
-            self.e.constant(host::A, target);
+            self.address(host::A, target);
             self.e.store(core_field(RIP), host::A);
             self.e.constant(host::B, u64::from(first_link + n as u32 + 1));
             self.e.jump_to(if host_flags { self.stubs.leave_host } else { self.stubs.leave_memory });
@@ -714,7 +756,7 @@ impl Generator<'_> {
         self.e.aim_here(used_up);
         self.e.modrm(Form::short(0x81), 0, core_field(field::SLICE));
         self.e.bytes(&count.to_le_bytes());
-        self.leave_to(self.rip, 0);
+        self.leave_to(self.place.rip(), 0);
     }
 }
 

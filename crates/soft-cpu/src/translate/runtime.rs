@@ -10,12 +10,14 @@ use super::emit::{Emitter, Form, Rm, host};
 use super::generate::{pinned, save_flags, slot};
 use super::state::{from_raw, to_raw};
 use super::vector_state;
-use crate::core::Core;
+use crate::core::{Core, GPR_PAGE};
 use crate::op::Op;
 
 /// An instruction that its handler executes: what generated code hands over.
 pub(super) struct Site {
     pub(super) op: Op,
+    /// `rip` and `after` are offsets in the page.
+    pub(super) in_page: bool,
     /// Its instruction pointer.
     pub(super) rip: u64,
     /// The one after it.
@@ -143,7 +145,14 @@ extern "sysv64" fn execute(core: *mut Core, site: *const Site) -> u32 {
     // SAFETY: generated code passes the core that it was entered with, whose only user it is, and a site that lives as long as the code.
     let (core, site) = unsafe { (&mut *core, &*site) };
     core.flags = from_raw(core.native.flags);
-    core.rip = site.after;
+    let page = &mut core.gpr[usize::from(GPR_PAGE)];
+    let base = if site.in_page {
+        *page
+    } else {
+        *page = site.rip & !0xfff;
+        0
+    };
+    core.rip = base.wrapping_add(site.after);
     core.block_end = usize::MAX;
     let result = (site.op.execute)(core, &site.op);
     core.native.flags = to_raw(&core.flags);
@@ -160,7 +169,7 @@ extern "sysv64" fn execute(core: *mut Core, site: *const Site) -> u32 {
         Err(stop) => {
             core.attribute_fault(&site.op);
             core.native.stop = Some(stop);
-            core.rip = site.rip;
+            core.rip = base.wrapping_add(site.rip);
             core.native.slice += site.uncounted;
             1
         }

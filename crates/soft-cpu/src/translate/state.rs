@@ -21,8 +21,6 @@ pub struct NativeState {
     pub(crate) tables: [usize; 2],
     /// Entries from instruction pointers to code, for the current mode.
     pub(crate) jump_table: usize,
-    /// What instruction pointers are mixed with in `jump_table`, so that a change of it empties the table.
-    pub(crate) jump_key: u64,
     /// Why a handler stopped.
     pub(crate) stop: Option<Stop>,
 }
