@@ -20,8 +20,8 @@ pub const MAX_BLOCK_OPS: usize = 64;
 /// Longest instruction, in bytes (SDM vol. 2, 2.3.11).
 pub const MAX_INSTRUCTION_LEN: usize = 15;
 
-/// Slots of the look-up table.
-const TABLE_SLOTS: usize = 1 << 15;
+/// Slots of the look-up table at first; it doubles when it is half full.
+const FIRST_SLOTS: usize = 1 << 12;
 /// Decoded instructions that are kept before everything is forgotten: about 30 MiB.
 const MAX_OPS: usize = 1 << 19;
 
@@ -53,8 +53,8 @@ struct Source {
     generation: u32,
 }
 
-/// A decoded run of instructions. What a look-up that hits reads is its first 64 bytes.
-#[repr(C, align(64))]
+/// A decoded run of instructions. What a look-up that hits reads stands first.
+#[repr(C)]
 pub struct Block {
     key: Key,
     /// The instructions.
@@ -73,8 +73,11 @@ pub struct Block {
 
 /// One CPU's decoded blocks.
 pub struct BlockCache {
-    /// A block lies in the slot of its hash or, when another has taken it, in the slot beside.
+    /// Open addressing: a block lies in the slot of its hash or, after others, in one of those that follow.
     table: Vec<Option<Box<Block>>>,
+    /// How far right a hash is shifted to become a slot.
+    shift: u32,
+    blocks: usize,
     ops: usize,
     /// How often everything was forgotten.
     clears: u32,
@@ -114,7 +117,9 @@ impl BlockCache {
     /// An empty cache.
     pub fn new() -> Self {
         Self {
-            table: std::iter::repeat_with(|| None).take(TABLE_SLOTS).collect(),
+            table: empty_table(FIRST_SLOTS),
+            shift: u64::BITS - FIRST_SLOTS.trailing_zeros(),
+            blocks: 0,
             ops: 0,
             clears: 0,
             thunks: ThunkCache::new(),
@@ -124,7 +129,7 @@ impl BlockCache {
     /// Forgets every block (they are still valid: this is for tests, and when the cache is full).
     pub fn clear(&mut self) {
         self.table.fill_with(|| None);
-        self.ops = 0;
+        (self.blocks, self.ops) = (0, 0);
         self.clears += 1;
         self.thunks.clear();
     }
@@ -138,7 +143,7 @@ impl BlockCache {
         let linear = core.fetch_linear()?;
         let physical = core.fetch_page(linear)?.physical() | linear & 0xfff;
         let key = Key::new(core, physical);
-        let slot = hash(&key);
+        let slot = self.first_slot(&key);
         // Looked up twice because the borrow of a hit would otherwise last through the miss path.
         let hit = match &self.table[slot] {
             Some(block) if block.key == key && block.overwrites == code_overwrites() => {
@@ -146,13 +151,25 @@ impl BlockCache {
             }
             _ => false,
         };
-        if !hit {
-            self.fill(core, slot, key, linear)?;
-        }
+        let slot = if hit { slot } else { self.fill(core, key, linear)? };
         match &self.table[slot] {
             Some(block) => Ok(block),
             None => core.raise(exception::UD),
         }
+    }
+
+    #[inline(always)]
+    fn first_slot(&self, key: &Key) -> usize {
+        (hash(key) >> self.shift) as usize
+    }
+
+    /// The slot that the block for `key` is in, or would go to. There is always an empty slot.
+    fn slot(&self, key: &Key) -> usize {
+        let mut slot = self.first_slot(key);
+        while self.table[slot].as_ref().is_some_and(|block| block.key != *key) {
+            slot = (slot + 1) & (self.table.len() - 1);
+        }
+        slot
     }
 
     /// Whether the page after `linear`'s is mapped to where the block in `slot` was decoded from: the key speaks only of the first page.
@@ -166,22 +183,15 @@ impl BlockCache {
 
     #[cold]
     #[inline(never)]
-    fn fill(&mut self, core: &mut Core, slot: usize, key: Key, linear: u64) -> Outcome {
+    fn fill(&mut self, core: &mut Core, key: Key, linear: u64) -> Outcome<usize> {
         let overwrites = code_overwrites();
-        let is_it = |block: &Option<Box<Block>>| block.as_ref().is_some_and(|block| block.key == key);
-        if !is_it(&self.table[slot]) {
-            // The block that is there goes beside, or changes places with the one that is wanted.
-            self.table.swap(slot, slot ^ 1);
-        }
+        let slot = self.slot(&key);
         if let Some(block) = &mut self.table[slot]
-            && block.key == key
+            && (block.overwrites == overwrites || block.revalidate(core))
         {
-            let checked = block.overwrites == overwrites;
-            if (checked || block.revalidate(core)) && {
-                block.overwrites = overwrites;
-                !block.crosses || self.crosses_into_its_page(core, slot, linear)?
-            } {
-                return Ok(());
+            block.overwrites = overwrites;
+            if !block.crosses || self.crosses_into_its_page(core, slot, linear)? {
+                return Ok(self.move_up(slot));
             }
         }
         if self.ops > MAX_OPS || !self.thunks.has_room_for(MAX_BLOCK_OPS) {
@@ -189,18 +199,44 @@ impl BlockCache {
         }
         let mut block = Block::decode(core, key, linear, &mut self.thunks)?;
         block.native.set_generation(self.clears);
-        self.ops += block.ops.len();
-        if let Some(old) = self.table[slot].replace(Box::new(block)) {
-            self.ops -= old.ops.len();
+        if self.blocks >= self.table.len() / 2 {
+            self.grow();
         }
-        Ok(())
+        let slot = self.slot(&key);
+        self.ops += block.ops.len();
+        match self.table[slot].replace(Box::new(block)) {
+            Some(old) => self.ops -= old.ops.len(),
+            None => self.blocks += 1,
+        }
+        Ok(self.move_up(slot))
+    }
+
+    /// Brings the block in `slot` to the first slot of its hash: what was wanted last is wanted next. Whatever changes places with it is still found, for no
+    /// slot between the two is empty.
+    fn move_up(&mut self, slot: usize) -> usize {
+        let first = self.table[slot].as_ref().map_or(slot, |block| self.first_slot(&block.key));
+        self.table.swap(first, slot);
+        first
+    }
+
+    fn grow(&mut self) {
+        let slots = self.table.len() * 2;
+        let old = std::mem::replace(&mut self.table, empty_table(slots));
+        self.shift -= 1;
+        for block in old.into_iter().flatten() {
+            let slot = self.slot(&block.key);
+            self.table[slot] = Some(block);
+        }
     }
 }
 
+fn empty_table(slots: usize) -> Vec<Option<Box<Block>>> {
+    std::iter::repeat_with(|| None).take(slots).collect()
+}
+
 #[inline(always)]
-fn hash(key: &Key) -> usize {
-    let mixed = (key.physical ^ u64::from(key.mode.0) << 7).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    (mixed >> (64 - TABLE_SLOTS.trailing_zeros())) as usize
+fn hash(key: &Key) -> u64 {
+    (key.physical ^ u64::from(key.ip) << 32 ^ u64::from(key.mode.0) << 7).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 /// The linear address of the page after `linear`'s.

@@ -28,4 +28,6 @@ pub mod tlb;
 pub mod translate;
 
 #[cfg(test)]
+mod invalidation;
+#[cfg(test)]
 mod testing;

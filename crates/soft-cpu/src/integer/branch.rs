@@ -211,8 +211,7 @@ fn counter_size(code: Code) -> usize {
 // it, and the guest may not learn which of the two it runs on.
 pub(super) fn lower(i: &Instruction, mode: DecodeMode) -> Option<Lowered> {
     // The target is already cut to the operand size; one past the segment's limit is the fetch's to refuse.
-    let direct =
-        |handler: Handler| Lowered::new(handler).immediate(i.near_branch_target()).rm(branch_base(mode));
+    let direct = |handler: Handler| Lowered::new(handler).immediate(i.near_branch_target()).rm(branch_base(mode));
     if i.is_jcc_short_or_near() {
         return Some(direct(by_condition!(i.condition_code(), jcc)).ends_block());
     }

@@ -83,7 +83,8 @@ impl JumpTable {
     fn flush_page(&mut self, linear: u64) {
         const PAGES: u32 = LARGEST_PAGE - 12;
         let page = linear >> 12;
-        let near_large = self.large.is_some_and(|(low, high)| (low >> PAGES..=high >> PAGES).contains(&(page >> PAGES)));
+        let near_large =
+            self.large.is_some_and(|(low, high)| (low >> PAGES..=high >> PAGES).contains(&(page >> PAGES)));
         if !near_large && self.pages.is_none_or(|(low, high)| !(low..=high).contains(&page)) {
             return;
         }
