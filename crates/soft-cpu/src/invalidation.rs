@@ -38,10 +38,10 @@ fn cpu(code: &[u8], translate: bool) -> Cpu {
     let memory = core.ram.memory().clone();
     for space in SPACES {
         let put = |at: u64, entry: u64| memory.write_obj(entry, GuestAddress(space + at)).unwrap();
-        put(0, space + 0x1000 | RWX);
+        put(0, (space + 0x1000) | RWX);
         put(0x1000, RWX | paging::PS);
-        put(0x1008, space + 0x2000 | RWX);
-        put(0x2000, space + 0x3000 | RWX);
+        put(0x1008, (space + 0x2000) | RWX);
+        put(0x2000, (space + 0x3000) | RWX);
     }
     core.cr3 = SPACES[0];
     core.cr4 |= cr4::PGE;
@@ -133,7 +133,7 @@ fn one_code_page_at_two_linear_addresses_computes_with_each() {
             let mut cpu = cpu(&[0xff, 0xd3, 0xff, 0xd5, 0xff, 0xc9, 0x75, 0xf8, 0xf4], translate);
             let memory = cpu.core.ram.memory().clone();
             for number in 0..4 {
-                map(&memory, SPACES[0], number, PAGES[0] + number % 2 * 0x1000 | RWX);
+                map(&memory, SPACES[0], number, (PAGES[0] + number % 2 * 0x1000) | RWX);
             }
             // LEA RAX, [RIP]; ADD R8, RAX; MOV RAX, [RIP + 0x6f]; ADD R9, RAX; JMP to the next page's start.
             let first = [
