@@ -10,6 +10,7 @@ use iced_x86::{Decoder, DecoderOptions};
 use super::classify::{ALL, Classified, Template, classify};
 use super::emit::{Emitter, Form, Jump, Rm, host};
 use super::parse::{NOT, Operands, Parts};
+use super::reuse::{self, Access, Retry, Role};
 use super::runtime::{Site, Stubs};
 use super::state::NativeState;
 use super::vector::{VectorLoad, Vectors};
@@ -57,6 +58,7 @@ pub(super) mod field {
     pub(crate) const VECTORS: usize = NATIVE + offset_of!(NativeState, vectors);
     pub(crate) const INTERPRET: usize = NATIVE + offset_of!(NativeState, interpret);
     pub(crate) const FLAGS: usize = NATIVE + offset_of!(NativeState, flags);
+    pub(crate) const PLACES: usize = NATIVE + offset_of!(NativeState, places);
     pub(crate) const TABLES: usize = NATIVE + offset_of!(NativeState, tables);
     pub(crate) const JUMP_TABLE: usize = NATIVE + offset_of!(NativeState, jump_table);
 }
@@ -138,6 +140,9 @@ pub(super) struct Generator<'a> {
     pub(super) flags: Flags,
     /// The vector registers are surely in the host's.
     pub(super) vectors: bool,
+    /// How each instruction's operand is found.
+    pub(super) roles: Vec<Role>,
+    pub(super) retries: Vec<Retry>,
     pub(super) slow: Vec<Slow>,
     pub(super) vector_loads: Vec<VectorLoad>,
     far: Vec<(Jump, u64)>,
@@ -188,6 +193,8 @@ pub(super) fn generate(
         sites: Vec::with_capacity(ops.len()),
         flags: Flags::Host,
         vectors: false,
+        roles: reuse::plan(&classified, ops),
+        retries: Vec::new(),
         slow: Vec::new(),
         vector_loads: Vec::new(),
         far: Vec::new(),
@@ -409,22 +416,22 @@ impl Generator<'_> {
             Template::ModRm(ref parts, ref operands) => self.modrm(c, parts, operands, op, n),
             Template::Vector(ref vector) => self.vector(c, vector, op, n),
             Template::Push { reg } => {
-                self.push_at(op, n, live);
+                let at = self.push_at(op, n, live);
                 let value = self.value(reg, host::B);
-                self.e.store(Rm::At(host::A), value);
+                self.e.store(at, value);
                 self.e.lea(host::GUEST_RSP, Rm::Disp(host::GUEST_RSP, -8));
                 self.slow_back();
             }
             Template::PushConstant(value) => {
-                self.push_at(op, n, live);
-                self.store_constant(value);
+                let at = self.push_at(op, n, live);
+                self.store_constant(at, value);
                 self.e.lea(host::GUEST_RSP, Rm::Disp(host::GUEST_RSP, -8));
                 self.slow_back();
             }
             Template::Pop { reg } => {
-                self.pop_at(host::GUEST_RSP, op, n, live);
+                let at = self.pop_at(x86::gpr::RSP, op, n, live);
                 let to = PINNED[usize::from(reg)].unwrap_or(host::A);
-                self.e.load(to, Rm::At(host::A));
+                self.e.load(to, at);
                 self.set(reg, to);
                 if to != host::GUEST_RSP {
                     self.e.lea(host::GUEST_RSP, Rm::Disp(host::GUEST_RSP, 8));
@@ -432,9 +439,9 @@ impl Generator<'_> {
                 self.slow_back();
             }
             Template::Leave => {
-                self.pop_at(host::RBP, op, n, live);
+                let at = self.pop_at(x86::gpr::RBP, op, n, live);
                 self.e.lea(host::GUEST_RSP, Rm::Disp(host::RBP, 8));
-                self.e.load(host::RBP, Rm::At(host::A));
+                self.e.load(host::RBP, at);
                 self.slow_back();
             }
             Template::JumpIf { condition, target } => {
@@ -454,12 +461,12 @@ impl Generator<'_> {
             }
             Template::Call { target } => {
                 let after = self.after(op);
-                self.push_at(op, n, live);
+                let at = self.push_at(op, n, live);
                 match (self.place, i32::try_from(after as i64)) {
-                    (Place::At(_), Ok(small)) => self.store_constant(small),
+                    (Place::At(_), Ok(small)) => self.store_constant(at, small),
                     _ => {
                         self.address(host::B, after);
-                        self.e.store(Rm::At(host::A), host::B);
+                        self.e.store(at, host::B);
                     }
                 }
                 self.e.lea(host::GUEST_RSP, Rm::Disp(host::GUEST_RSP, -8));
@@ -532,8 +539,8 @@ impl Generator<'_> {
         self.place.rip().wrapping_add(u64::from(op.offset) + u64::from(op.len))
     }
 
-    fn store_constant(&mut self, value: i32) {
-        self.e.modrm(Form::long(0xc7), 0, Rm::At(host::A));
+    fn store_constant(&mut self, at: Rm, value: i32) {
+        self.e.modrm(Form::long(0xc7), 0, at);
         self.e.bytes(&value.to_le_bytes());
     }
 
@@ -542,11 +549,6 @@ impl Generator<'_> {
         if c.read != 0 || (c.touches && c.live_after & !c.kill != 0) {
             self.want_host_flags();
         }
-    }
-
-    fn slow_from(&mut self, miss: Jump, op: &Op, n: usize) {
-        let site = self.site(op, n, true);
-        self.slow.push(Slow { jumps: vec![miss], site, back: None, restore: false, vectors: self.vectors });
     }
 
     /// What went out of line last comes back here.
@@ -562,31 +564,25 @@ impl Generator<'_> {
         self.slow.push(Slow { jumps, site, back: None, restore: false, vectors: false });
     }
 
-    /// The host address below the stack pointer.
-    fn push_at(&mut self, op: &Op, n: usize, live: bool) {
+    /// Eight bytes below the stack pointer.
+    fn push_at(&mut self, op: &Op, n: usize, live: bool) -> Rm {
         self.keep_flags(live);
-        self.e.lea(host::A, Rm::Disp(host::GUEST_RSP, -8));
-        let miss = self.look_up(8, true);
-        self.slow_from(miss, op, n);
+        Rm::Disp(host::A, self.locate(Access::stack(x86::gpr::RSP as u8, -8, true), 1, op, n))
     }
 
-    /// The host address of eight bytes at a register.
-    fn pop_at(&mut self, register: u8, op: &Op, n: usize, live: bool) {
+    /// Eight bytes at a register of the guest's.
+    fn pop_at(&mut self, register: usize, op: &Op, n: usize, live: bool) -> Rm {
         self.keep_flags(live);
-        self.e.mov(host::A, register);
-        let miss = self.look_up(8, false);
-        self.slow_from(miss, op, n);
+        Rm::Disp(host::A, self.locate(Access::stack(register as u8, 0, false), 1, op, n))
     }
 
     fn modrm(&mut self, c: &Classified<'_>, parts: &Parts<'_>, operands: &Operands, op: &Op, n: usize) {
         let wide = parts.rex & 8 != 0;
         let merges = |byte: bool| byte || parts.word;
-        if parts.memory {
+        let mut located = Rm::At(host::A);
+        if let Some(access) = reuse::access(c, op) {
             self.keep_flags(c.live_before != 0);
-            let size = c.instruction.memory_size().size();
-            self.linear_address(&op.mem);
-            let miss = self.look_up(size, operands.rm.write);
-            self.slow_from(miss, op, n);
+            located = Rm::Disp(host::A, self.locate(access, 1, op, n));
         }
         self.flags_before(c);
         let mut to_store = Vec::new();
@@ -611,7 +607,7 @@ impl Generator<'_> {
             operand(self, parts.reg, operands.reg, operands.byte_reg, host::B)
         };
         let rm = if parts.memory {
-            Rm::At(host::A)
+            located
         } else if high(operands.byte_rm, parts.rm) {
             Rm::Reg(parts.rm)
         } else {
@@ -719,6 +715,7 @@ impl Generator<'_> {
     }
 
     fn out_of_line(&mut self, used_up: Jump, count: i32, first_link: u32) {
+        self.retry_out_of_line();
         for slow in std::mem::take(&mut self.slow) {
             for jump in slow.jumps {
                 self.e.aim_here(jump);

@@ -18,6 +18,9 @@ mod emit;
 mod generate;
 mod jumps;
 mod parse;
+mod reuse;
+#[cfg(test)]
+mod reuse_tests;
 mod runtime;
 mod state;
 #[cfg(test)]

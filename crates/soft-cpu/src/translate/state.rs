@@ -2,6 +2,7 @@
 
 use x86::rflags;
 
+use super::reuse::PLACES;
 use crate::core::Stop;
 use crate::flags::LazyFlags;
 
@@ -21,6 +22,8 @@ pub struct NativeState {
     pub(crate) tables: [usize; 2],
     /// Entries from instruction pointers to code, for the current mode.
     pub(crate) jump_table: usize,
+    /// Host addresses that a block has found and goes on using; zero for none.
+    pub(crate) places: [usize; PLACES],
     /// Why a handler stopped.
     pub(crate) stop: Option<Stop>,
 }

@@ -10,10 +10,11 @@ use std::arch::is_x86_feature_detected;
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
 
 use super::classify::Classified;
-use super::emit::{Rm, host};
-use super::generate::{Flags, Generator, PINNED, Slow, slot};
+use super::emit::{Emitter, Jump, host};
+use super::generate::{Flags, Generator, PINNED, slot};
+use super::reuse::Access;
 use crate::core::DecodeMode;
-use crate::op::Op;
+use crate::op::{Mem, Op};
 use crate::simd::{Class, alignment, uses_x87_registers};
 
 /// A general register that the instruction names.
@@ -35,7 +36,12 @@ struct Memory {
     write: bool,
     /// The boundary that it must lie on; 1 for any.
     alignment: usize,
+    /// Where in the code its displacement of 32 bits is, right behind ModRM.
+    displacement: u8,
 }
+
+/// A displacement that no shorter encoding has.
+const DISPLACEMENT: u32 = 0x1234_5678;
 
 /// An instruction of this family, encoded for the host.
 #[derive(Clone, Copy)]
@@ -49,6 +55,30 @@ pub(super) struct Vector {
 }
 
 impl Vector {
+    /// What it does with memory, `mem` being its operand there.
+    pub(super) fn access(&self, mem: &Mem) -> Option<Access> {
+        self.memory.map(|Memory { size, write, .. }| Access { mem: *mem, size, write })
+    }
+
+    /// Its code, with the operand at this distance from the first scratch register.
+    fn emit(&self, e: &mut Emitter, distance: i32) {
+        let code = &self.code[..usize::from(self.len)];
+        let Some(Memory { displacement, .. }) = self.memory else { return e.bytes(code) };
+        let (head, tail) = code.split_at(usize::from(displacement));
+        let Some((modrm, head)) = head.split_last() else { return };
+        e.bytes(head);
+        // ModRM's highest two bits say how long the displacement is.
+        match i8::try_from(distance) {
+            Ok(0) => e.bytes(&[modrm & 0x3f]),
+            Ok(short) => e.bytes(&[modrm & 0x3f | 0x40, short as u8]),
+            Err(_) => {
+                e.bytes(&[*modrm]);
+                e.bytes(&distance.to_le_bytes());
+            }
+        }
+        e.bytes(&tail[4..]);
+    }
+
     /// Whether it has an operand in memory.
     pub(super) fn has_memory(&self) -> bool {
         self.memory.is_some()
@@ -102,12 +132,12 @@ impl Vectors {
                         return None;
                     }
                     let alignment = if vectors { alignment(i) } else { 1 };
-                    vector.memory = Some(Memory { size, write, alignment });
+                    vector.memory = Some(Memory { size, write, alignment, displacement: 0 });
                     native.set_memory_base(of_size(host::A, 8)?);
                     native.set_memory_index(Register::None);
                     native.set_memory_index_scale(1);
-                    native.set_memory_displ_size(0);
-                    native.set_memory_displacement64(0);
+                    native.set_memory_displ_size(8);
+                    native.set_memory_displacement64(DISPLACEMENT.into());
                 }
                 OpKind::Immediate8 | OpKind::Immediate8_2nd => {}
                 _ => return None,
@@ -119,8 +149,14 @@ impl Vectors {
                 native.set_op_register(n, of_size(general.host, i.op_register(n).size())?);
             }
         }
-        encoder.encode(&native, 0).ok()?;
+        let encoded = encoder.encode(&native, 0);
+        // What failed left a part of itself.
         let code = encoder.take_buffer();
+        encoded.ok()?;
+        if let Some(memory) = &mut vector.memory {
+            let at = code.windows(4).position(|four| four == DISPLACEMENT.to_le_bytes())?;
+            memory.displacement = at as u8;
+        }
         vector.code.get_mut(..code.len())?.copy_from_slice(&code);
         vector.len = code.len() as u8;
         Some(vector)
@@ -234,19 +270,10 @@ impl Generator<'_> {
         if vector.vectors {
             self.want_vectors(c.live_before != 0, n, op.offset);
         }
-        if let Some(Memory { size, write, alignment }) = vector.memory {
+        let mut distance = 0;
+        if let (Some(access), Some(Memory { alignment, .. })) = (vector.access(&op.mem), vector.memory) {
             self.keep_flags(c.live_before != 0);
-            self.linear_address(&op.mem);
-            let misaligned = (alignment > 1).then(|| {
-                // TEST of the low byte.
-                self.e.modrm(super::emit::Form { rex: true, ..super::emit::Form::short(0xf6) }, 0, Rm::Reg(host::A));
-                self.e.bytes(&[alignment as u8 - 1]);
-                self.e.jump_if(5)
-            });
-            let miss = self.look_up(size, write);
-            let site = self.site(op, n, true);
-            let jumps = std::iter::once(miss).chain(misaligned).collect();
-            self.slow.push(Slow { jumps, site, back: None, restore: false, vectors: self.vectors });
+            distance = self.locate(access, alignment, op, n);
         }
         self.flags_before(c);
         for general in vector.general.iter().flatten() {
@@ -254,7 +281,7 @@ impl Generator<'_> {
                 self.e.load(general.host, slot(general.guest));
             }
         }
-        self.e.bytes(&vector.code[..usize::from(vector.len)]);
+        vector.emit(&mut self.e, distance);
         for general in vector.general.iter().flatten() {
             if general.write && PINNED[usize::from(general.guest)].is_none() {
                 self.e.store(slot(general.guest), general.host);
@@ -279,7 +306,7 @@ impl Generator<'_> {
 
 /// A place where the vector registers may have to be loaded.
 pub(super) struct VectorLoad {
-    missing: super::emit::Jump,
+    missing: Jump,
     back: usize,
     /// The instruction's number and offset in its block.
     n: usize,

@@ -9,13 +9,13 @@ use crate::fpu::{MXCSR_DEFAULT, offset};
 use crate::run::{Cpu, Exit, TranslatorMode};
 use crate::testing::long_mode;
 
-const DATA: u64 = 0x20_0000;
-const DATA_SIZE: usize = 0x2000;
+pub(super) const DATA: u64 = 0x20_0000;
+const DATA_SIZE: usize = 0x4000;
 
 /// Where a program ended.
 #[derive(Debug, PartialEq)]
-struct End {
-    exit: Exit,
+pub(super) struct End {
+    pub(super) exit: Exit,
     fault: Fault,
     rip: u64,
     rflags: u64,
@@ -49,7 +49,7 @@ fn run(code: &[u8], mode: TranslatorMode, prepare: &impl Fn(&mut Cpu)) -> End {
 }
 
 /// The end of `code`, which is the same both ways.
-fn both_ways(code: &[u8], prepare: impl Fn(&mut Cpu)) -> End {
+pub(super) fn both_ways(code: &[u8], prepare: impl Fn(&mut Cpu)) -> End {
     let interpreted = run(code, TranslatorMode::Off, &prepare);
     let translated = run(code, TranslatorMode::On { threshold: 1, precise: true }, &prepare);
     assert_eq!(translated, interpreted);
