@@ -10,6 +10,7 @@ use crate::command::{self, shown};
 use crate::error::{self, Error, Result};
 use crate::fuzz;
 use crate::paths::{Paths, cargo};
+use crate::verifier;
 
 /// The variable under which tests rewrite their expected outputs.
 const BLESS: &str = "VMM_BLESS";
@@ -27,7 +28,8 @@ const REPEATED_BOOTS: [(&str, NonZeroU32, Option<NonZeroU32>); 2] =
 /// `cargo xtask ci`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Also compare our EIF reader with AWS's own crate, fuzz every parser for a minute, and boot the small kernel again and again
+    /// Also compare our EIF reader with AWS's own crate, fuzz every parser for a minute, have an
+    /// independent verifier judge attestation documents, and boot the small kernel again and again
     #[arg(long)]
     long: bool,
     /// Leave the boots out, for machines on which no guest kernel can be had
@@ -71,6 +73,7 @@ pub(crate) fn run(arguments: &Arguments, paths: &Paths) -> Result<()> {
         steps.push(step("boot-test", || boot_test::run(&boot_test::Arguments::whole_matrix(), paths)));
     }
     if arguments.long && !arguments.no_boot {
+        steps.push(step("verifier", || verifier::run(paths)));
         for (name, repeat, cpus) in REPEATED_BOOTS {
             let boots = boot_test::Arguments::small_kernel(repeat, cpus);
             steps.push(step(name, || boot_test::run(&boots, paths)));

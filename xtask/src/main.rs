@@ -22,6 +22,7 @@ mod progress;
 mod report;
 mod resident;
 mod supervise;
+mod verifier;
 
 use std::process::ExitCode;
 
@@ -52,6 +53,8 @@ enum Task {
     Bench(bench::Arguments),
     /// Feed every parser of strangers' bytes with inputs that nobody thought of
     Fuzz(fuzz::Arguments),
+    /// Have an independent verifier judge a booted enclave's attestation documents
+    Verifier,
     /// Let the tests rewrite the outputs they expect
     Bless,
 }
@@ -75,6 +78,7 @@ fn run(task: &Task) -> Result<()> {
         Task::Ci(arguments) => ci::run(arguments, &paths),
         Task::Bench(arguments) => bench::run(arguments, &paths),
         Task::Fuzz(arguments) => fuzz::run(arguments, &paths),
+        Task::Verifier => verifier::run(&paths),
         Task::Bless => ci::bless(&paths),
     }
 }
