@@ -1,5 +1,8 @@
 //! The verifier over documents of our own signer, whole and tampered with.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
 use nsm::{AttestationContext, AttestationRequest, BootMeasurements, ModuleId, PcrBank};
@@ -143,4 +146,27 @@ fn malformed_documents_are_refused_without_a_panic() {
     ] {
         assert_eq!(failed(&verify(hostile, root.root(), &expectations())), [Check::Form]);
     }
+}
+
+#[test]
+fn a_module_that_runs_for_weeks_signs_documents_that_hold_for_an_hour_and_a_half_each() {
+    let clock = Arc::new(AtomicU64::new(NOW));
+    let host = Arc::clone(&clock);
+    let host = Box::new(move || UNIX_EPOCH + Duration::from_secs(host.load(Ordering::Relaxed)));
+    let mut signer = Signer::new(authority(), MapForm::Definite).with_clock(host);
+    let (module_id, bank) = (ModuleId::with_default_instance(1), PcrBank::debug_boot());
+    let mut leaves = BTreeSet::new();
+    // Steps that share no factor with any certificate's period meet each of them at every point.
+    for step in 0..20 {
+        let now = NOW + step * 183_007;
+        clock.store(now, Ordering::Relaxed);
+        let context = AttestationContext { module_id: &module_id, pcrs: &bank };
+        let document = signer.sign(&AttestationRequest::default(), context).unwrap();
+        for at in [now, now + LEAF_LIFETIME / 2] {
+            let report = verify(&document, authority().root(), &Expectations { now: at, ..Expectations::default() });
+            assert!(report.holds(), "signed at {now}, verified at {at}: {report:?}");
+        }
+        leaves.insert(SignedDocument::decode(&document).unwrap().payload().certificate.clone());
+    }
+    assert_eq!(leaves.len(), 20);
 }
