@@ -65,10 +65,10 @@ impl Request {
             }),
             "LockPCR" => Ok(Self::LockPcr { index: arguments.u16("index")? }),
             "LockPCRs" => Ok(Self::LockPcrs { range: arguments.u16("range")? }),
-            // DEVNOTE: no single field has a limit of its own, only the request as a whole (4,096 bytes). AWS contradicts itself: section 2.2 of
-            // docs/attestation_process.md lets user_data and nonce have 512 bytes and public_key 1,024; the interface crate's `nsm-check` sends 1,024 in each
-            // and the service signs them; and the service was seen to sign longer ones. A verifier of the document's grammar refuses those, and
-            // `attestation`'s does from 1,025 on, so refusing them here would only move the error away from where AWS has it.
+            // DEVNOTE: no single field has a limit of its own, only the request as a whole (4,096 bytes). AWS's
+            // docs/attestation_process.md contradicts itself: section 2.2 gives each of the three up to 1,024 bytes, section 3.2 user_data and nonce 512
+            // (aws-nitro-enclaves-nsm-api issue 52). `nsm-check` sends 1,024 in each, and real modules sign 1,025 (hf/nitrite pull requests 3 and 5). It is
+            // for verifiers to hold documents to the grammar, as `attestation`'s does from 1,025 bytes on; an error here would not be the real module's.
             "Attestation" => Ok(Self::Attestation(AttestationRequest {
                 user_data: arguments.bytes("user_data")?,
                 nonce: arguments.bytes("nonce")?,
