@@ -33,6 +33,7 @@ impl Lowered {
             rm: GPR_ZERO,
             aux: 0,
             extra: 0,
+            left: 1,
         };
         Self { op, ends_block: false }
     }
@@ -195,6 +196,9 @@ fn decode_up_to(bytes: &[u8], ip: u64, mode: DecodeMode, most: usize, thunks: &m
         if lowered.ends_block {
             break;
         }
+    }
+    for (before, op) in ops.iter_mut().rev().enumerate() {
+        op.left = before as u8 + 1;
     }
     (ops.into_boxed_slice(), used)
 }

@@ -59,6 +59,8 @@ pub struct Op {
     pub aux: u8,
     /// Likewise.
     pub extra: u32,
+    /// Instructions of the block from this one on.
+    pub left: u8,
 }
 
 /// The code of an 8-bit register: its [`Core::gpr`] index, with bit 7 set for AH, CH, DH, BH.

@@ -12,10 +12,11 @@ use tracing::{debug, error};
 use x86::InterruptShadow;
 
 use super::generate::{Place, Source, generate};
-use super::runtime::{self, Site, Stubs};
+use super::runtime::{self, Stubs};
 use super::state::{from_raw, to_raw};
 use crate::block::Block;
 use crate::core::{Core, DecodeMode, GPR_PAGE, Outcome, Stop};
+use crate::op::Op;
 use crate::simd::Arena;
 
 /// Size of the code arena in bytes; pages are taken as they are filled.
@@ -102,7 +103,6 @@ pub(crate) struct Translator {
     pages: Vec<Page>,
     page_numbers: HashMap<u64, usize>,
     links: Vec<Link>,
-    sites: Vec<Vec<Site>>,
     next_epoch: u64,
     overwrites: u64,
     cleared: u32,
@@ -147,7 +147,6 @@ impl Translator {
             pages: Vec::new(),
             page_numbers: HashMap::new(),
             links: Vec::new(),
-            sites: Vec::new(),
             next_epoch: 1,
             overwrites: 0,
             cleared: 0,
@@ -166,7 +165,6 @@ impl Translator {
         self.pages.clear();
         self.page_numbers.clear();
         self.links.clear();
-        self.sites.clear();
         self.left_by = 0;
         core.jumps.clear();
         if let Some(stubs) = place_stubs(&mut self.arena) {
@@ -244,6 +242,8 @@ impl Translator {
     /// Translates the first instruction of `block`, which is current, and runs it; for [`Cpu::step_translated`](crate::run::Cpu::step_translated).
     pub(crate) fn step(&mut self, core: &mut Core, block: &Block) -> Option<Outcome> {
         let (op, bytes) = (block.ops.first()?, block.bytes());
+        // All of its block, and there until the code is left.
+        let op = &Op { left: 1, ..*op };
         if !block.mode().has(DecodeMode::CODE64) || block.crosses_pages() {
             return None;
         }
@@ -263,7 +263,6 @@ impl Translator {
             self.precise,
         )?;
         let base = self.arena.append(&generated.code)?;
-        self.sites.push(generated.sites);
         // Nothing of this may be found again.
         core.jumps.clear();
         core.native.jump_table = core.jumps.table(block.mode());
@@ -336,7 +335,6 @@ impl Translator {
                 mode: block.mode(),
             });
         }
-        self.sites.push(generated.sites);
         let known = self.translations.len();
         self.translations.push(Translation {
             host_entry: base,

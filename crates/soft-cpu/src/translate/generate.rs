@@ -98,7 +98,7 @@ pub(super) enum Flags {
 /// A piece of code out of the way.
 pub(super) struct Slow {
     pub(super) jumps: Vec<Jump>,
-    pub(super) site: *const Site,
+    pub(super) site: Site,
     /// Where to go on; `None` for the last instruction.
     pub(super) back: Option<usize>,
     /// The flags are to be in the host's again.
@@ -123,8 +123,6 @@ pub(super) struct Generated {
     /// Offset of the entry with flags in memory; the other is at zero.
     pub(super) memory_entry: usize,
     pub(super) links: Vec<PendingLink>,
-    /// What the code points to.
-    pub(super) sites: Vec<Site>,
 }
 
 /// Where `emit` leaves control.
@@ -136,7 +134,6 @@ enum End {
 pub(super) struct Generator<'a> {
     pub(super) e: Emitter,
     pub(super) stubs: &'a Stubs,
-    sites: Vec<Site>,
     pub(super) flags: Flags,
     /// The vector registers are surely in the host's.
     pub(super) vectors: bool,
@@ -190,7 +187,6 @@ pub(super) fn generate(
     let mut g = Generator {
         e: Emitter::new(base),
         stubs,
-        sites: Vec::with_capacity(ops.len()),
         flags: Flags::Host,
         vectors: false,
         roles: reuse::plan(&classified, ops),
@@ -224,7 +220,7 @@ pub(super) fn generate(
         g.go_to(next);
     }
     g.out_of_line(used_up, count, first_link);
-    Some(Generated { code: g.e.code, memory_entry, links: g.links, sites: g.sites })
+    Some(Generated { code: g.e.code, memory_entry, links: g.links })
 }
 
 fn bytes_used(ops: &[Op]) -> usize {
@@ -355,23 +351,14 @@ impl Generator<'_> {
         miss
     }
 
-    pub(super) fn site(&mut self, op: &Op, n: usize, chains: bool) -> *const Site {
-        let rip = self.place.rip().wrapping_add(u64::from(op.offset));
-        let last = n + 1 == self.count;
-        self.sites.push(Site {
-            op: *op,
-            in_page: matches!(self.place, Place::InPage(_)),
-            rip,
-            after: rip.wrapping_add(u64::from(op.len)),
-            uncounted: (self.count - n) as i32,
-            last,
-            chains,
-        });
-        &raw const self.sites[self.sites.len() - 1]
+    pub(super) fn site(&self, op: &Op, n: usize, chains: bool) -> Site {
+        debug_assert_eq!(usize::from(op.left), self.count - n, "an operation knows its place in its block");
+        Site::new(op, self.place.rip().wrapping_add(u64::from(op.offset)), chains)
     }
 
-    fn call_handler(&mut self, site: *const Site) {
-        self.e.constant(host::A, site as u64);
+    fn call_handler(&mut self, site: Site) {
+        self.e.constant(host::A, site.op);
+        self.e.constant(host::B, site.rip);
         self.e.call_to(self.stubs.call_handler);
     }
 

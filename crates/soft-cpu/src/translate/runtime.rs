@@ -10,24 +10,26 @@ use super::emit::{Emitter, Form, Rm, host};
 use super::generate::{pinned, save_flags, slot};
 use super::state::{from_raw, to_raw};
 use super::vector_state;
-use crate::core::{Core, GPR_PAGE};
+use crate::core::{Core, DecodeMode, GPR_PAGE};
 use crate::op::Op;
 
-/// An instruction that its handler executes: what generated code hands over.
+/// An instruction that its handler executes: what generated code hands over in its scratch registers.
+#[derive(Clone, Copy)]
 pub(super) struct Site {
-    pub(super) op: Op,
-    /// `rip` and `after` are offsets in the page.
-    pub(super) in_page: bool,
-    /// Its instruction pointer.
+    /// The address of the [`Op`], which the block keeps for as long as the code can run, and [`Site::CHAINS`].
+    pub(super) op: u64,
+    /// Its instruction pointer, in user code its offset in the page.
     pub(super) rip: u64,
-    /// The one after it.
-    pub(super) after: u64,
-    /// Instructions of the block from this one on: counted already, and not executed if it faults.
-    pub(super) uncounted: i32,
-    /// It is the last of its block.
-    pub(super) last: bool,
-    /// Being the last, it is a near branch that generated code goes on from.
-    pub(super) chains: bool,
+}
+
+impl Site {
+    /// If it is the last of its block, generated code goes on from it nevertheless.
+    const CHAINS: u64 = 1;
+
+    pub(super) fn new(op: &Op, rip: u64, chains: bool) -> Self {
+        const { assert!(align_of::<Op>() > Self::CHAINS as usize) };
+        Self { op: &raw const *op as u64 | if chains { Self::CHAINS } else { 0 }, rip }
+    }
 }
 
 /// Addresses of the pieces that all blocks share.
@@ -38,7 +40,7 @@ pub(super) struct Stubs {
     pub(super) leave_host: u64,
     /// Likewise with the flags in memory.
     pub(super) leave_memory: u64,
-    /// Calls the handler of the [`Site`] in the first scratch register.
+    /// Calls the handler of the [`Site`] in the scratch registers.
     pub(super) call_handler: u64,
     /// Loads the vector registers, if it may: see [`vector_state`].
     pub(super) load_vectors: u64,
@@ -77,6 +79,7 @@ fn reload(e: &mut Emitter) {
 pub(super) fn stubs(base: u64) -> (Vec<u8>, Stubs) {
     const RDI: u8 = 7;
     const RSI: u8 = 6;
+    const RDX: u8 = 2;
     let mut e = Emitter::new(base);
     let enter = e.here();
     for register in PRESERVED {
@@ -113,6 +116,7 @@ pub(super) fn stubs(base: u64) -> (Vec<u8>, Stubs) {
     e.lea(host::RSP, Rm::Disp(host::RSP, -8));
     e.mov(RDI, host::CORE);
     e.mov(RSI, host::A);
+    e.mov(RDX, host::B);
     e.constant(host::RAX, execute as *const () as u64);
     e.modrm(Form::short(0xff), 2, Rm::Reg(host::RAX));
     e.lea(host::RSP, Rm::Disp(host::RSP, 8));
@@ -141,36 +145,38 @@ pub(super) fn enter(stubs: &Stubs, core: &mut Core, code: u64) -> u32 {
 }
 
 /// Executes one instruction by its handler. Zero if generated code may go on after it.
-extern "sysv64" fn execute(core: *mut Core, site: *const Site) -> u32 {
-    // SAFETY: generated code passes the core that it was entered with, whose only user it is, and a site that lives as long as the code.
-    let (core, site) = unsafe { (&mut *core, &*site) };
+extern "sysv64" fn execute(core: *mut Core, site: u64, rip: u64) -> u32 {
+    let chains = site & Site::CHAINS != 0;
+    // SAFETY: generated code passes the core that it was entered with, whose only user it is, and an operation that its block keeps: a block goes only when
+    // its bytes have changed, and then its code is not entered again, or with all others, and then all code goes first.
+    let (core, op) = unsafe { (&mut *core, &*((site & !Site::CHAINS) as *const Op)) };
     core.flags = from_raw(core.native.flags);
     let page = &mut core.gpr[usize::from(GPR_PAGE)];
-    let base = if site.in_page {
-        *page
+    let rip = if core.mode.has(DecodeMode::USER) {
+        page.wrapping_add(rip)
     } else {
-        *page = site.rip & !0xfff;
-        0
+        *page = rip & !0xfff;
+        rip
     };
-    core.rip = base.wrapping_add(site.after);
+    core.rip = rip.wrapping_add(u64::from(op.len));
     core.block_end = usize::MAX;
-    let result = (site.op.execute)(core, &site.op);
+    let result = (op.execute)(core, op);
     core.native.flags = to_raw(&core.flags);
     match result {
         Ok(()) => {
             let quiet =
                 core.block_end != 0 && !core.has_attention() && core.shadow == InterruptShadow::None && !core.halted;
-            if quiet && (!site.last || site.chains) {
+            if quiet && (op.left > 1 || chains) {
                 return 0;
             }
-            core.native.slice += site.uncounted - 1;
+            core.native.slice += i32::from(op.left) - 1;
             1
         }
         Err(stop) => {
-            core.attribute_fault(&site.op);
+            core.attribute_fault(op);
             core.native.stop = Some(stop);
-            core.rip = base.wrapping_add(site.rip);
-            core.native.slice += site.uncounted;
+            core.rip = rip;
+            core.native.slice += i32::from(op.left);
             1
         }
     }
