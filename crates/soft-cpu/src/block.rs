@@ -24,6 +24,8 @@ pub const MAX_INSTRUCTION_LEN: usize = 15;
 const FIRST_SLOTS: usize = 1 << 12;
 /// Decoded instructions that are kept before everything is forgotten: about 30 MiB.
 const MAX_OPS: usize = 1 << 19;
+/// Instructions that are decoded until blocks are swept out: about 3 MiB. Most code runs but a few times, when the guest boots.
+const OPS_BETWEEN_SWEEPS: usize = 1 << 16;
 
 /// What a block was decoded for. Code of 64 bits is decoded relative to its page: wherever the page is mapped, it is the same block.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -65,6 +67,8 @@ pub struct Block {
     len: u16,
     /// There is a second page: its translation must be looked at as well.
     crosses: bool,
+    /// Executions by the interpreter, at most 255, when blocks were last swept out.
+    heat: u8,
     /// The translator's.
     pub(crate) native: NativeBlock,
     source: Source,
@@ -79,6 +83,8 @@ pub struct BlockCache {
     shift: u32,
     blocks: usize,
     ops: usize,
+    /// How many there were after the last sweep.
+    swept: usize,
     /// How often everything was forgotten.
     clears: u32,
     thunks: ThunkCache,
@@ -121,6 +127,7 @@ impl BlockCache {
             shift: u64::BITS - FIRST_SLOTS.trailing_zeros(),
             blocks: 0,
             ops: 0,
+            swept: 0,
             clears: 0,
             thunks: ThunkCache::new(),
         }
@@ -129,7 +136,7 @@ impl BlockCache {
     /// Forgets every block (they are still valid: this is for tests, and when the cache is full).
     pub fn clear(&mut self) {
         self.table.fill_with(|| None);
-        (self.blocks, self.ops) = (0, 0);
+        (self.blocks, self.ops, self.swept) = (0, 0, 0);
         self.clears += 1;
         self.thunks.clear();
     }
@@ -197,10 +204,13 @@ impl BlockCache {
         if self.ops > MAX_OPS || !self.thunks.has_room_for(MAX_BLOCK_OPS) {
             self.clear();
         }
+        if self.ops > self.swept + OPS_BETWEEN_SWEEPS {
+            self.sweep();
+        }
         let mut block = Block::decode(core, key, linear, &mut self.thunks)?;
         block.native.set_generation(self.clears);
         if self.blocks >= self.table.len() / 2 {
-            self.grow();
+            self.rehash(self.table.len() * 2);
         }
         let slot = self.slot(&key);
         self.ops += block.ops.len();
@@ -219,10 +229,27 @@ impl BlockCache {
         first
     }
 
-    fn grow(&mut self) {
-        let slots = self.table.len() * 2;
+    /// Drops the blocks that have not been executed since the last time, but for those that are translated.
+    fn sweep(&mut self) {
+        for slot in &mut self.table {
+            if let Some(block) = slot {
+                let heat = block.native.heat().min(255) as u8;
+                if block.native.is_translated() || heat != block.heat {
+                    block.heat = heat;
+                } else {
+                    self.blocks -= 1;
+                    self.ops -= block.ops.len();
+                    *slot = None;
+                }
+            }
+        }
+        self.swept = self.ops;
+        self.rehash((self.blocks * 2 + 2).next_power_of_two().max(FIRST_SLOTS));
+    }
+
+    fn rehash(&mut self, slots: usize) {
         let old = std::mem::replace(&mut self.table, empty_table(slots));
-        self.shift -= 1;
+        self.shift = u64::BITS - slots.trailing_zeros();
         for block in old.into_iter().flatten() {
             let slot = self.slot(&block.key);
             self.table[slot] = Some(block);
@@ -346,6 +373,7 @@ impl Block {
                     overwrites,
                     len: used as u16,
                     crosses: false,
+                    heat: 0,
                     native: NativeBlock::default(),
                     source,
                     second: None,
@@ -373,6 +401,7 @@ impl Block {
             overwrites,
             len: used as u16,
             crosses: true,
+            heat: 0,
             native: NativeBlock::default(),
             source,
             second: Some(Box::new(second)),

@@ -20,7 +20,14 @@ pub(crate) struct Arena {
     executable: *const u8,
     size: usize,
     used: usize,
+    /// About how many bytes of the writable mapping have been touched since they were last given up.
+    touched: usize,
 }
+
+/// Bytes of the writable mapping that may be touched until its pages are given up. Otherwise all code would be resident twice.
+const MOST_TOUCHED: usize = 512 << 10;
+/// What a patch is taken to touch: a page, but mostly one that others touch as well.
+const PATCH_TOUCHES: usize = 512;
 
 // SAFETY: the arena owns both mappings, and writes to them only through `&mut self`.
 unsafe impl Send for Arena {}
@@ -47,7 +54,7 @@ impl Arena {
         }
         let writable = map(&file, size, libc::PROT_READ | libc::PROT_WRITE)?;
         match map(&file, size, libc::PROT_READ | libc::PROT_EXEC) {
-            Ok(executable) => Ok(Self { writable, executable, size, used: 0 }),
+            Ok(executable) => Ok(Self { writable, executable, size, used: 0, touched: 0 }),
             Err(error) => {
                 // SAFETY: unmaps what was just mapped and nothing points into.
                 unsafe { libc::munmap(writable.cast(), size) };
@@ -72,6 +79,17 @@ impl Arena {
         assert!(offset + code.len() <= self.used, "a patch of code that is not there");
         // SAFETY: it lies in what has been appended, and nothing else writes to the mapping.
         unsafe { ptr::copy_nonoverlapping(code.as_ptr(), self.writable.add(offset), code.len()) };
+        self.touch(PATCH_TOUCHES);
+    }
+
+    fn touch(&mut self, bytes: usize) {
+        self.touched += bytes;
+        if self.touched >= MOST_TOUCHED {
+            self.touched = 0;
+            // SAFETY: the mapping is ours and shared: the file keeps what its pages hold.
+            let advice = unsafe { libc::madvise(self.writable.cast(), self.size, libc::MADV_DONTNEED) };
+            debug_assert_eq!(advice, 0, "{}", io::Error::last_os_error());
+        }
     }
 
     /// Appends `code` at a 16-byte boundary and returns the address at which it can be called; `None` if the arena is full.
@@ -84,6 +102,7 @@ impl Arena {
         // SAFETY: `at..end` lies in the mapping, and nothing else writes to it.
         unsafe { ptr::copy_nonoverlapping(code.as_ptr(), self.writable.add(at), code.len()) };
         self.used = end.next_multiple_of(16).min(self.size);
+        self.touch(code.len());
         Some(self.executable as u64 + at as u64)
     }
 
@@ -135,6 +154,15 @@ mod tests {
         assert_eq!(second - first, 16);
         // SAFETY: the address lies in the executable mapping, which is readable.
         assert_eq!(unsafe { *(second as *const u8) }, 0xc3);
+    }
+
+    #[test]
+    fn code_stays_when_the_pages_it_was_written_through_are_given_up() {
+        let mut arena = Arena::new().unwrap();
+        let code: Vec<u64> = (0..MOST_TOUCHED / 64).map(|_| arena.append(&[0xc3; 64]).unwrap()).collect();
+        assert_eq!(arena.touched, 0);
+        // SAFETY: the addresses lie in the executable mapping, which is readable.
+        assert!(code.iter().all(|at| unsafe { *(*at as *const u8) } == 0xc3));
     }
 
     #[test]

@@ -42,6 +42,16 @@ pub(crate) struct NativeBlock {
 }
 
 impl NativeBlock {
+    /// Whether generated code may hold on to the block's operations.
+    pub(crate) fn is_translated(&self) -> bool {
+        self.translation.get() != 0
+    }
+
+    /// Executions by the interpreter.
+    pub(crate) fn heat(&self) -> u32 {
+        self.heat.get()
+    }
+
     /// Says how often all blocks have been forgotten before this one was decoded.
     pub(crate) fn set_generation(&mut self, clears: u32) {
         self.clears = clears;
@@ -51,7 +61,7 @@ impl NativeBlock {
 struct Translation {
     host_entry: u64,
     memory_entry: u64,
-    page: usize,
+    page: u32,
     epoch: u64,
     place: Place,
     mode: DecodeMode,
@@ -68,13 +78,13 @@ struct Page {
 
 /// A jump in generated code that may be aimed at a block of the same page.
 struct Link {
-    /// Address of its displacement.
-    at: u64,
-    target: u64,
+    /// Its displacement, from the start of the arena.
+    at: u32,
+    /// Number of the translation that it is in.
+    from: u32,
+    /// Where it goes: the offset in the page.
+    target: u16,
     host_flags: bool,
-    page: usize,
-    epoch: u64,
-    mode: DecodeMode,
 }
 
 /// What the translator counts for `--stats`.
@@ -99,7 +109,6 @@ pub(crate) struct Translator {
     arena: Arena,
     stubs: Stubs,
     translations: Vec<Translation>,
-    by_place: HashMap<(u64, u64, u32), u32>,
     pages: Vec<Page>,
     page_numbers: HashMap<u64, usize>,
     links: Vec<Link>,
@@ -143,7 +152,6 @@ impl Translator {
             arena,
             stubs,
             translations: Vec::new(),
-            by_place: HashMap::new(),
             pages: Vec::new(),
             page_numbers: HashMap::new(),
             links: Vec::new(),
@@ -161,7 +169,6 @@ impl Translator {
         debug!(translations = self.translations.len(), "code cache flushed");
         self.arena.clear();
         self.translations.clear();
-        self.by_place.clear();
         self.pages.clear();
         self.page_numbers.clear();
         self.links.clear();
@@ -285,13 +292,16 @@ impl Translator {
             let at = number as usize - 1;
             if let Some(translation) = self.translations.get(at)
                 && translation.epoch == native.epoch.get()
-                && self.pages[translation.page].epoch == translation.epoch
+                && self.pages[translation.page as usize].epoch == translation.epoch
             {
-                let place = place(core, block.mode());
-                return if translation.place == place { Some(at) } else { self.translate(core, block) };
+                if translation.place == place(core, block.mode()) {
+                    return Some(at);
+                }
+                // Kernel code at another address than before: it is translated for this one when it gets hot there.
+            } else {
+                native.translation.set(0);
+                native.heat.set(0);
             }
-            native.translation.set(0);
-            native.heat.set(0);
         }
         let heat = native.heat.get() + 1;
         native.heat.set(heat);
@@ -306,16 +316,8 @@ impl Translator {
     fn translate(&mut self, core: &mut Core, block: &Block) -> Option<usize> {
         block.native.heat.set(0);
         let place = place(core, block.mode());
-        let known_as = (block.physical(), place.rip(), block.mode().0);
         let page = self.page(core, block.physical(), block.generation())?;
         let epoch = self.pages[page].epoch;
-        if let Some(&known) = self.by_place.get(&known_as)
-            && self.translations[known as usize].epoch == epoch
-        {
-            block.native.translation.set(known + 1);
-            block.native.epoch.set(epoch);
-            return Some(known as usize);
-        }
         if self.arena.room() < MAX_BLOCK_CODE {
             self.flush(core);
             return None;
@@ -325,26 +327,23 @@ impl Translator {
         let generated = generate(&source, base, &self.stubs, self.links.len() as u32, self.precise)?;
         let placed = self.arena.append(&generated.code)?;
         debug_assert_eq!(placed, base);
+        let known = self.translations.len();
         for link in &generated.links {
             self.links.push(Link {
-                at: base + link.at as u64,
-                target: link.target,
+                at: (base - self.stubs.enter) as u32 + link.at as u32,
+                from: known as u32,
+                target: (link.target & 0xfff) as u16,
                 host_flags: link.host_flags,
-                page,
-                epoch,
-                mode: block.mode(),
             });
         }
-        let known = self.translations.len();
         self.translations.push(Translation {
             host_entry: base,
             memory_entry: base + generated.memory_entry as u64,
-            page,
+            page: page as u32,
             epoch,
             place,
             mode: block.mode(),
         });
-        self.by_place.insert(known_as, known as u32);
         block.native.translation.set(known as u32 + 1);
         block.native.epoch.set(epoch);
         self.statistics.translated += 1;
@@ -370,13 +369,16 @@ impl Translator {
     fn link(&mut self, left_by: u32, number: usize) {
         self.statistics.unlinked += 1;
         let Some(link) = self.links.get(left_by as usize - 1) else { return };
-        let to = &self.translations[number];
-        if link.target != to.place.rip() || link.page != to.page || link.epoch != to.epoch || link.mode != to.mode {
+        let (from, to) = (&self.translations[link.from as usize], &self.translations[number]);
+        let (rip, page) = (to.place.rip(), from.place.rip() & !0xfff);
+        let same_page = from.page == to.page && from.epoch == to.epoch && from.mode == to.mode;
+        if !same_page || rip != page | u64::from(link.target) {
             return;
         }
         let entry = if link.host_flags { to.host_entry } else { to.memory_entry };
-        let displacement = entry.wrapping_sub(link.at + 4) as i32;
-        self.arena.patch(link.at, &displacement.to_le_bytes());
+        let at = self.stubs.enter + u64::from(link.at);
+        let displacement = entry.wrapping_sub(at + 4) as i32;
+        self.arena.patch(at, &displacement.to_le_bytes());
     }
 }
 
