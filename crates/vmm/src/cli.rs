@@ -44,9 +44,12 @@ pub struct CommandLine {
     /// Leaves the kernel where it was linked: no random addresses (machine.kaslr)
     #[arg(long)]
     pub no_kaslr: bool,
-    /// Where the guest's serial port goes: stdio, none or file:PATH (serial.backend)
+    /// Where the guest's serial port goes: stdio, none, file:PATH or socket:PATH (serial.backend)
     #[arg(long, value_name = "WHERE")]
     pub serial: Option<String>,
+    /// Opens an enclave's console and zeroes its PCRs, as nitro-cli's flag of that name (enclave.debug-mode)
+    #[arg(long)]
+    pub debug_mode: bool,
     /// Sets any key, such as machine.acpi=off; may be repeated, and wins over the flags above
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
@@ -67,6 +70,12 @@ pub enum Command {
     /// Attestation documents: the root to verify them with, and a verifier
     #[command(subcommand)]
     Attest(Attest),
+    /// Prints the console of a machine with serial.backend = "socket:PATH" until it ends, from what it showed lately on
+    Console {
+        /// The socket
+        #[arg(value_name = "PATH")]
+        socket: PathBuf,
+    },
 }
 
 impl CommandLine {
@@ -82,7 +91,7 @@ impl CommandLine {
     }
 
     /// The flags that stand for a key: flag, key, and the value if the flag was given.
-    pub(crate) fn flags(&self) -> [(&'static str, &'static str, Option<&str>); 9] {
+    pub(crate) fn flags(&self) -> [(&'static str, &'static str, Option<&str>); 10] {
         [
             ("--machine", "machine.type", self.machine.as_deref()),
             ("--kernel", "machine.kernel", self.kernel.as_deref()),
@@ -93,6 +102,7 @@ impl CommandLine {
             ("--accel", "machine.accel", self.accel.as_deref()),
             ("--no-kaslr", "machine.kaslr", self.no_kaslr.then_some("false")),
             ("--serial", "serial.backend", self.serial.as_deref()),
+            ("--debug-mode", "enclave.debug-mode", self.debug_mode.then_some("true")),
         ]
     }
 }

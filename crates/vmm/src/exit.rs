@@ -58,6 +58,14 @@ impl ExitStatus {
         }
     }
 
+    /// Whether the guest died: nobody wanted this end.
+    pub(crate) fn is_death(self) -> bool {
+        match self {
+            Self::Failed | Self::TripleFault | Self::NoHeartbeat | Self::Crashed => true,
+            Self::PoweredOff | Self::Usage | Self::Reset | Self::Quit | Self::Debug(_) => false,
+        }
+    }
+
     /// The number that the process exits with.
     pub fn code(self) -> u8 {
         match self {

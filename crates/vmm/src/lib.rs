@@ -28,11 +28,23 @@ pub fn main() -> ExitStatus {
     signals::install_panic_hook();
     let command_line = CommandLine::parse_arguments();
     report::start_log(command_line.verbose);
-    if let Some(Command::Attest(command)) = &command_line.command {
-        return attest::run(command).unwrap_or_else(|error| {
-            eprintln!("{}", error_text(&error));
-            ExitStatus::Failed
-        });
+    match &command_line.command {
+        Some(Command::Attest(command)) => {
+            return attest::run(command).unwrap_or_else(|error| {
+                eprintln!("{}", error_text(&error));
+                ExitStatus::Failed
+            });
+        }
+        Some(Command::Console { socket }) => {
+            return console::follow(socket).map_or_else(
+                |error| {
+                    eprintln!("vmm: error: cannot read the console at {}\n  1: {error}", socket.display());
+                    ExitStatus::Failed
+                },
+                |()| ExitStatus::PoweredOff,
+            );
+        }
+        None => {}
     }
     launch(&command_line).unwrap_or_else(|error| {
         console::terminal::restore();

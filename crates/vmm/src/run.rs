@@ -11,9 +11,12 @@ use tracing::{info, warn};
 use crate::accel_probe::{self, Chosen, HostFacts, NoKvm};
 use crate::cli::CommandLine;
 use crate::config::{ConfigError, Configuration, SerialBackend};
-use crate::console;
+use crate::console::{self, Output, Recent};
 use crate::exit::ExitStatus;
 use crate::{machine, signals};
+
+/// How many lines of a dead guest's console are shown.
+const LAST_WORDS: usize = 30;
 
 /// Why there was no run, or why it broke off.
 #[derive(Debug, Error)]
@@ -27,7 +30,7 @@ pub enum LaunchError {
     /// The serial port's output cannot be opened.
     #[error("cannot open the serial port's output {backend}")]
     Serial {
-        /// Where it should go, as the user wrote it.
+        /// Where it should go, as the user wrote it, with its log if it has one.
         backend: String,
         /// Why not.
         #[source]
@@ -56,7 +59,7 @@ impl LaunchError {
 /// # Errors
 /// [`LaunchError`], whose [`LaunchError::status`] is the exit code.
 pub fn launch(command_line: &CommandLine) -> Result<ExitStatus, LaunchError> {
-    let Configuration { machine, serial } = Configuration::resolve(command_line)?;
+    let Configuration { machine, serial, serial_log } = Configuration::resolve(command_line)?;
     if command_line.check {
         println!("vmm: the configuration of this {} has no mistakes", machine.machine_type());
         return Ok(ExitStatus::PoweredOff);
@@ -66,18 +69,40 @@ pub fn launch(command_line: &CommandLine) -> Result<ExitStatus, LaunchError> {
     if let Some(warning) = warning {
         warn!("{warning}");
     }
-    let output =
-        console::open_output(&serial).map_err(|source| LaunchError::Serial { backend: serial.to_string(), source })?;
+    let output = Output::open(&serial, serial_log.as_deref()).map_err(|source| {
+        let log = serial_log.map(|path| format!(" (log {})", path.display())).unwrap_or_default();
+        LaunchError::Serial { backend: format!("{serial}{log}"), source }
+    })?;
+    let recent = output.recent();
+    if serial == SerialBackend::Closed {
+        warn!("the console is closed, as an enclave's is without --debug-mode; --serial stdio opens it all the same");
+    }
     let kind = machine.machine_type();
-    let mut machine = machine::build(machine, accel, output)?;
+    let mut machine = machine::build(machine, accel, Box::new(output))?;
     let started = Instant::now();
     let end = attend(&mut machine, &serial);
     if command_line.stats {
         print_statistics(&mut io::stderr(), started.elapsed(), &machine.statistics());
     }
+    let status = end.as_ref().map_or(ExitStatus::Failed, |end| ExitStatus::of(kind, *end));
+    if status.is_death() && serial != SerialBackend::Stdio {
+        print_last_words(&mut io::stderr(), &recent);
+    }
     let end = end?;
     info!(?end, "the run ended");
-    Ok(ExitStatus::of(kind, end))
+    Ok(status)
+}
+
+/// Prints how the console ended, to somebody who did not see it: the user wants to know why the guest died.
+fn print_last_words(to: &mut dyn Write, recent: &Recent) {
+    let lines = recent.last_lines(LAST_WORDS);
+    if lines.is_empty() {
+        return;
+    }
+    let mut text = String::from("vmm: the last lines of the guest's console:\n");
+    lines.iter().for_each(|line| text.push_str(&format!("  | {line}\n")));
+    // Like statistics, they are not worth failing for.
+    let _ = to.write_all(text.as_bytes());
 }
 
 /// Runs `machine` with this process's signals and, if it is wanted, standard input on it.

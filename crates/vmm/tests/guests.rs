@@ -212,3 +212,46 @@ fn a_guest_that_ends_restores_the_terminal() {
     run.user.write_all(b"k").unwrap();
     run.ends(3);
 }
+
+#[test]
+fn a_console_on_a_socket_is_read_by_vmm_console_from_its_start_to_the_end() {
+    let guest = Guest::new(&[PROMPT, HALT]);
+    let socket = guest.path("console");
+    let mut vmm = guest.command(&["--serial", &format!("socket:{}", socket.display())]).spawn().unwrap();
+    let start = Instant::now();
+    while !socket.exists() {
+        assert!(start.elapsed() < Duration::from_secs(10), "the socket never came to be");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let console = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vmm"));
+        command.arg("console").arg(&socket).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap()
+    };
+    let mut readers = [console(), console()];
+    for reader in &mut readers {
+        expect(reader.stdout.as_mut().unwrap(), b">");
+    }
+    kill_process(pid(&vmm), Signal::TERM).unwrap();
+    assert_eq!(vmm.wait().unwrap().code(), Some(5));
+    for reader in &mut readers {
+        assert_eq!(reader.wait().unwrap().code(), Some(0));
+    }
+    assert_eq!(console().wait().unwrap().code(), Some(1));
+}
+
+#[test]
+fn a_guest_that_dies_unseen_leaves_its_last_words_and_its_log() {
+    let guest = Guest::new(&[PROMPT, OPEN_INTERRUPT, RESET]);
+    let log = guest.path("log");
+    let setting = format!("serial.log={}", log.display());
+    let output = guest.run(&["--set", "machine.acpi=off", "--serial", "none", "--set", &setting], Stdio::null());
+    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(7), &b""[..]));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "vmm: the last lines of the guest's console:\n  | >\n");
+    assert_eq!(std::fs::read(log).unwrap(), b">");
+}
+
+#[test]
+fn a_guest_that_ends_well_unseen_leaves_no_words() {
+    let output = Guest::new(&[PROMPT, POWER_OFF]).run(&["--serial", "none"], Stdio::null());
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]));
+}

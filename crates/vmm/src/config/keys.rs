@@ -136,8 +136,14 @@ pub(crate) static KEYS: &[Key] = &[
     Key::new("machine.on-reboot", "exit|reset", "when the guest reboots: end, or start again [exit]", |s, g, b| {
         put(&mut s.board.on_reboot, g, b)
     }),
-    Key::new("serial.backend", "stdio|none|file:PATH", "where the guest's COM1 goes [stdio]; --serial", |s, g, b| {
-        put(&mut s.serial, g, b)
+    Key::new(
+        "serial.backend",
+        "stdio|none|file:PATH|socket:PATH",
+        "where the guest's COM1 goes; socket: for `vmm console PATH` [stdio; nitro-enclave without debug-mode: nowhere]; --serial",
+        |s, g, b| put_some(&mut s.serial, g, b),
+    ),
+    Key::new("serial.log", "PATH", "a file that gets a copy of all that COM1 shows [none]", |s, g, b| {
+        put_some(&mut s.serial_log, g, b)
     }),
     Key::new("devices.rng", "true|false", "virtio-rng fed by the host [true]", |s, g, b| put(&mut s.board.rng, g, b)),
     Key::new(
@@ -172,9 +178,12 @@ pub(crate) static KEYS: &[Key] = &[
         |s, g, b| put(&mut s.enclave.document_map, g, b),
     )
     .only(ENCLAVE),
-    Key::new("enclave.debug-mode", "true|false", "PCR0 to PCR15 read zero, as in debug mode [false]", |s, g, b| {
-        put(&mut s.enclave.debug_mode, g, b)
-    })
+    Key::new(
+        "enclave.debug-mode",
+        "true|false",
+        "as nitro-cli's: the console is open, and PCR0 to PCR15 read zero [false]; --debug-mode",
+        |s, g, b| put(&mut s.enclave.debug_mode, g, b),
+    )
     .only(ENCLAVE),
     Key::new("enclave.cid", "N", "the enclave's vsock CID, from 4 up [16]", |s, g, _| {
         s.vsock.enclave_cid = Cid::from_given(g, 4)?.0;
@@ -249,7 +258,7 @@ fn synonym(name: &str) -> Option<&'static str> {
         "enclave-cid" | "guest-cid" => "enclave.cid",
         "uds" | "socket" => "vsock.uds-path",
         "forwards" | "vsock-proxy" => "vsock.forward",
-        "console" | "chardev" | "tty" => "serial.backend",
+        "console" | "chardev" | "tty" | "attach-console" => "serial.backend",
         _ => return None,
     })
 }

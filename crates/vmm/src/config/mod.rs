@@ -44,8 +44,12 @@ pub enum SerialBackend {
     Stdio,
     /// Nowhere.
     None,
+    /// Nowhere, since this is an enclave whose console AWS would not open: the default without debug mode.
+    Closed,
     /// A file, which is written anew; there is no input.
     File(PathBuf),
+    /// A Unix socket for readers, of which there may be several; there is no input.
+    Socket(PathBuf),
 }
 
 impl fmt::Display for SerialBackend {
@@ -53,7 +57,9 @@ impl fmt::Display for SerialBackend {
         match self {
             Self::Stdio => f.write_str("stdio"),
             Self::None => f.write_str("none"),
+            Self::Closed => f.write_str("closed"),
             Self::File(path) => write!(f, "file:{}", path.display()),
+            Self::Socket(path) => write!(f, "socket:{}", path.display()),
         }
     }
 }
@@ -90,6 +96,8 @@ pub struct Configuration {
     pub machine: Machine,
     /// Where its console goes.
     pub serial: SerialBackend,
+    /// A file that gets a copy of what its console shows.
+    pub serial_log: Option<PathBuf>,
 }
 
 /// Where a setting or a mistake is.
@@ -188,7 +196,8 @@ struct Setting {
 pub(crate) struct Settings {
     machine: Option<MachineType>,
     board: Options,
-    serial: SerialBackend,
+    serial: Option<SerialBackend>,
+    serial_log: Option<PathBuf>,
     enclave: EnclaveOptions,
     vsock: VsockSettings,
 }
@@ -266,8 +275,8 @@ struct Resolver {
 impl Resolver {
     fn new() -> Self {
         let (board, enclave) = (Options::new(""), EnclaveOptions::default());
-        let settings =
-            Settings { machine: None, board, serial: SerialBackend::Stdio, enclave, vsock: VsockSettings::new() };
+        let vsock = VsockSettings::new();
+        let settings = Settings { machine: None, board, serial: None, serial_log: None, enclave, vsock };
         Self { settings, problems: Vec::new(), restricted: Vec::new() }
     }
 
@@ -355,15 +364,20 @@ impl Resolver {
             self.missing("vsock.cid", "a microvm has no vsock without a CID, such as --set vsock.cid=3".to_owned());
         }
         self.problems.sort_by_key(|problem| problem.origin.position());
-        let Settings { machine, mut board, serial, enclave, vsock } = self.settings;
+        let Settings { machine, mut board, serial, serial_log, enclave, vsock } = self.settings;
+        // AWS opens an enclave's console in debug mode only.
+        let closed = machine == Some(MachineType::NitroEnclave) && !enclave.debug_mode;
+        let serial = serial.unwrap_or(if closed { SerialBackend::Closed } else { SerialBackend::Stdio });
         board.vsock = machine.and_then(|machine| vsock.options(machine));
         match machine {
             _ if !self.problems.is_empty() => Err(ConfigError::Mistakes(self.problems)),
             Some(MachineType::NitroEnclave) => {
-                Ok(Configuration { machine: Machine::NitroEnclave(board, enclave), serial })
+                Ok(Configuration { machine: Machine::NitroEnclave(board, enclave), serial, serial_log })
             }
             // A machine that was not named is among the problems.
-            Some(MachineType::Microvm) | None => Ok(Configuration { machine: Machine::Microvm(board), serial }),
+            Some(MachineType::Microvm) | None => {
+                Ok(Configuration { machine: Machine::Microvm(board), serial, serial_log })
+            }
         }
     }
 }

@@ -17,7 +17,11 @@ fn mistakes(file: Option<&str>, arguments: &[&str]) -> String {
 #[test]
 fn a_command_line_alone_is_enough() {
     let configuration = resolve(None, &["--machine", "microvm", "--kernel", "bzImage"]).unwrap();
-    let expected = Configuration { machine: Machine::Microvm(Options::new("bzImage")), serial: SerialBackend::Stdio };
+    let expected = Configuration {
+        machine: Machine::Microvm(Options::new("bzImage")),
+        serial: SerialBackend::Stdio,
+        serial_log: None,
+    };
     assert_eq!(configuration, expected);
 }
 
@@ -44,6 +48,7 @@ fn every_key_of_a_file_arrives() {
         on-reboot = "reset"
         [serial]
         backend = "file:../console.log"
+        log = "all.log"
         [devices]
         rng = false
         [enclave]
@@ -56,7 +61,7 @@ fn every_key_of_a_file_arrives() {
         uds-path = "v.sock"
         forward = ["guest:5000=tcp:127.0.0.1:5000", "unix:app.sock=guest:80"]
     "#;
-    let Configuration { machine, serial } = resolve(Some(file), &[]).unwrap();
+    let Configuration { machine, serial, serial_log } = resolve(Some(file), &[]).unwrap();
     let Machine::NitroEnclave(board, enclave) = machine else { panic!("an enclave") };
     assert_eq!(
         board,
@@ -90,6 +95,19 @@ fn every_key_of_a_file_arrives() {
     assert_eq!(enclave.id.as_deref(), Some("i-1234567890abcdef0-enc0123456789abcdef"));
     assert_eq!((enclave.parent_role.as_deref(), enclave.parent_id.as_str()), (Some("arn:role"), "i-0"));
     assert_eq!(serial, SerialBackend::File("dir/../console.log".into()));
+    assert_eq!(serial_log, Some("dir/all.log".into()));
+}
+
+#[test]
+fn an_enclaves_console_is_closed_unless_it_is_in_debug_mode_or_the_user_says_where() {
+    let serial = |arguments: &[&str]| {
+        let arguments = [&["-M", "nitro-enclave", "--kernel", "k"], arguments].concat();
+        resolve(None, &arguments).unwrap().serial
+    };
+    assert_eq!(serial(&[]), SerialBackend::Closed);
+    assert_eq!(serial(&["--debug-mode"]), SerialBackend::Stdio);
+    assert_eq!(serial(&["--serial", "stdio"]), SerialBackend::Stdio);
+    assert_eq!(serial(&["--debug-mode", "--serial", "socket:c.sock"]), SerialBackend::Socket("c.sock".into()));
 }
 
 #[test]
@@ -159,7 +177,7 @@ parent-id = "i-1"
   dir/vm.toml:11: machine.smp: unknown key; did you mean machine.cpus?
   dir/vm.toml:13: unknown table [seriel]; there are [machine], [serial], [devices], [enclave], [vsock]; did you mean [serial]?
   dir/vm.toml:17: enclave.parent-id: only a nitro-enclave has this, and the machine is a microvm
-  --serial sdtio: serial.backend: expected "stdio", "none" or "file:PATH", found "sdtio"; did you mean "stdio"?
+  --serial sdtio: serial.backend: expected "stdio", "none", "file:PATH" or "socket:PATH", found "sdtio"; did you mean "stdio"?
   --set machine.ptt=on: machine.ptt: unknown key; did you mean machine.pit?
   --set devices.rng: expected KEY=VALUE, such as machine.acpi=off
   machine.kernel: nothing to boot: name a bzImage or an ELF vmlinux with --kernel PATH"#

@@ -173,18 +173,22 @@ impl FromGiven for PathBuf {
     }
 }
 
+/// The path behind a prefix, if there is one.
+fn place<'a>(text: Option<&'a str>, prefix: &str) -> Option<&'a str> {
+    text?.strip_prefix(prefix).filter(|path| !path.is_empty())
+}
+
 impl FromGiven for SerialBackend {
     fn from_given(given: &Given, base: &Path) -> Result<Self, Refusal> {
         match given.text() {
             Some("stdio") => Ok(Self::Stdio),
             Some("none") => Ok(Self::None),
-            Some(text) if text.strip_prefix("file:").is_some_and(|path| !path.is_empty()) => {
-                Ok(Self::File(base.join(text.trim_start_matches("file:"))))
-            }
+            text if let Some(path) = place(text, "file:") => Ok(Self::File(base.join(path))),
+            text if let Some(path) = place(text, "socket:") => Ok(Self::Socket(base.join(path))),
             text => {
                 let close = text.and_then(|text| closest(text, ["stdio", "none"].into_iter()));
                 let suggestion = close.map(|word| format!("{word:?}"));
-                Err(Refusal { suggestion, ..expected("\"stdio\", \"none\" or \"file:PATH\"", given) })
+                Err(Refusal { suggestion, ..expected("\"stdio\", \"none\", \"file:PATH\" or \"socket:PATH\"", given) })
             }
         }
     }

@@ -3,8 +3,12 @@
 mod escape;
 mod input;
 mod output;
+mod recent;
+mod socket;
 pub(crate) mod terminal;
 
 pub(crate) use input::start_input;
-pub(crate) use output::open_output;
+pub(crate) use output::Output;
+pub(crate) use recent::Recent;
+pub(crate) use socket::follow;
 pub(crate) use terminal::{RawMode, is_terminal};
