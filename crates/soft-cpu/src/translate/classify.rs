@@ -4,6 +4,7 @@ use iced_x86::{Code, FlowControl, Instruction, Mnemonic, OpKind, RflagsBits};
 
 use super::parse::{self, Operands, Parts};
 use super::vector::{Vector, Vectors};
+use super::vector_state::Loaded;
 use crate::op::Op;
 
 /// The status flags as the decoder names them.
@@ -93,9 +94,9 @@ impl Classified<'_> {
         }
     }
 
-    /// Whether the vector registers have to be in the host's.
-    pub(super) fn needs_vectors(&self) -> bool {
-        matches!(self.template, Template::Vector(vector) if vector.vectors)
+    /// Which registers besides the general ones have to be in the host's.
+    pub(super) fn needs(&self) -> Loaded {
+        if let Template::Vector(vector) = &self.template { vector.needs } else { Loaded::Nothing }
     }
 }
 

@@ -13,7 +13,8 @@ use super::parse::{NOT, Operands, Parts};
 use super::reuse::{self, Access, Retry, Role};
 use super::runtime::{Site, Stubs};
 use super::state::NativeState;
-use super::vector::{VectorLoad, Vectors};
+use super::vector::{Load, Vectors};
+use super::vector_state::Loaded;
 use crate::core::{Core, DecodeMode, GPR_PAGE, GPR_ZERO, seg};
 use crate::op::{Mem, Op};
 use crate::tlb;
@@ -56,6 +57,7 @@ pub(super) mod field {
     use super::{NATIVE, NativeState, offset_of};
     pub(crate) const SLICE: usize = NATIVE + offset_of!(NativeState, slice);
     pub(crate) const VECTORS: usize = NATIVE + offset_of!(NativeState, vectors);
+    pub(crate) const X87: usize = NATIVE + offset_of!(NativeState, x87);
     pub(crate) const INTERPRET: usize = NATIVE + offset_of!(NativeState, interpret);
     pub(crate) const FLAGS: usize = NATIVE + offset_of!(NativeState, flags);
     pub(crate) const PLACES: usize = NATIVE + offset_of!(NativeState, places);
@@ -103,8 +105,8 @@ pub(super) struct Slow {
     pub(super) back: Option<usize>,
     /// The flags are to be in the host's again.
     pub(super) restore: bool,
-    /// And so are the vector registers.
-    pub(super) vectors: bool,
+    /// And so are these.
+    pub(super) loaded: Loaded,
 }
 
 /// A jump that can be aimed at another block later.
@@ -135,13 +137,13 @@ pub(super) struct Generator<'a> {
     pub(super) e: Emitter,
     pub(super) stubs: &'a Stubs,
     pub(super) flags: Flags,
-    /// The vector registers are surely in the host's.
-    pub(super) vectors: bool,
+    /// What is surely in the host's registers.
+    pub(super) loaded: Loaded,
     /// How each instruction's operand is found.
     pub(super) roles: Vec<Role>,
     pub(super) retries: Vec<Retry>,
     pub(super) slow: Vec<Slow>,
-    pub(super) vector_loads: Vec<VectorLoad>,
+    pub(super) loads: Vec<Load>,
     far: Vec<(Jump, u64)>,
     links: Vec<PendingLink>,
     place: Place,
@@ -188,11 +190,11 @@ pub(super) fn generate(
         e: Emitter::new(base),
         stubs,
         flags: Flags::Host,
-        vectors: false,
+        loaded: Loaded::Nothing,
         roles: reuse::plan(&classified, ops),
         retries: Vec::new(),
         slow: Vec::new(),
-        vector_loads: Vec::new(),
+        loads: Vec::new(),
         far: Vec::new(),
         links: Vec::new(),
         place,
@@ -208,9 +210,8 @@ pub(super) fn generate(
     g.e.bytes(&count.to_le_bytes());
     let used_up = g.e.jump_if(8);
     // Here no flags are lost by looking; behind a handler's call they have to be looked for again.
-    if classified.iter().take_while(|c| !matches!(c.template, Template::Handler)).any(Classified::needs_vectors) {
-        g.want_vectors(false, 0, 0);
-    }
+    let before_handlers = classified.iter().take_while(|c| !matches!(c.template, Template::Handler));
+    g.want_loaded(before_handlers.map(Classified::needs).max().unwrap_or(Loaded::Nothing), false, 0, 0);
     let mut end = End::Next;
     for (n, (c, op)) in classified.iter().zip(ops).enumerate() {
         end = g.instruction(c, op, bytes, n);
@@ -496,7 +497,7 @@ impl Generator<'_> {
                 self.keep_flags(live);
                 let site = self.site(op, n, false);
                 self.call_handler(site);
-                self.vectors = false;
+                self.loaded = Loaded::Nothing;
             }
             Template::Branch => {
                 self.keep_flags(live);
@@ -548,7 +549,7 @@ impl Generator<'_> {
 
     fn slow_end(&mut self, jumps: Vec<Jump>, op: &Op, n: usize) {
         let site = self.site(op, n, true);
-        self.slow.push(Slow { jumps, site, back: None, restore: false, vectors: false });
+        self.slow.push(Slow { jumps, site, back: None, restore: false, loaded: Loaded::Nothing });
     }
 
     /// Eight bytes below the stack pointer.
@@ -710,10 +711,8 @@ impl Generator<'_> {
             self.call_handler(slow.site);
             match slow.back {
                 Some(back) => {
-                    if slow.vectors {
-                        // They are only refused where an exception is unmasked, which no instruction does that has a fast path.
-                        self.e.call_to(self.stubs.load_vectors);
-                    }
+                    // They are only refused where an exception is unmasked, which no instruction does that has a fast path.
+                    self.call_load(slow.loaded);
                     if slow.restore {
                         self.restore_flags();
                     }
@@ -723,7 +722,7 @@ impl Generator<'_> {
                 None => self.leave(0),
             }
         }
-        self.load_vectors_out_of_line();
+        self.load_out_of_line();
         for (jump, target) in std::mem::take(&mut self.far) {
             self.e.aim_here(jump);
             self.save_flags();

@@ -44,6 +44,8 @@ pub(super) struct Stubs {
     pub(super) call_handler: u64,
     /// Loads the vector registers, if it may: see [`vector_state`].
     pub(super) load_vectors: u64,
+    /// And the x87 registers.
+    pub(super) load_all: u64,
 }
 
 /// Registers that a function must preserve and that generated code uses.
@@ -96,6 +98,8 @@ pub(super) fn stubs(base: u64) -> (Vec<u8>, Stubs) {
     vector_state::emit_store(&mut e);
     let load_vectors = e.here();
     vector_state::emit_load(&mut e);
+    let load_all = e.here();
+    vector_state::emit_load_all(&mut e, store_vectors);
 
     let leave_host = e.here();
     save_flags(&mut e, host::A);
@@ -130,7 +134,7 @@ pub(super) fn stubs(base: u64) -> (Vec<u8>, Stubs) {
     e.lea(host::RSP, Rm::Disp(host::RSP, 8));
     e.bytes(&[0x31, 0xc0]);
     e.jump_to(leave);
-    (e.code, Stubs { enter, leave_host, leave_memory, call_handler, load_vectors })
+    (e.code, Stubs { enter, leave_host, leave_memory, call_handler, load_vectors, load_all })
 }
 
 /// Runs generated code at `code` and returns the number of the link it left by, zero for none.

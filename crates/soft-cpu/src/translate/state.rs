@@ -14,6 +14,8 @@ pub struct NativeState {
     pub(crate) slice: i32,
     /// The guest's vector registers and MXCSR are in the host's; never while Rust runs.
     pub(crate) vectors: bool,
+    /// And so are the x87 registers; never without the vector registers.
+    pub(crate) x87: bool,
     /// Generated code could not execute what comes next: it is to be interpreted.
     pub(crate) interpret: bool,
     /// The status flags as LAHF and SETO give them: AH and AL.

@@ -1,9 +1,9 @@
-//! SSE, AVX and the VEX-coded and 0F38 general-purpose instructions: the guest's instruction as it is, with its memory operand and general registers put
+//! x87, MMX, SSE, AVX and the VEX-coded and 0F38 general-purpose instructions: the guest's instruction as it is, with its memory operand and general registers put
 //! elsewhere.
 //!
-//! Vector registers are the host's own of the same number ([`super::vector_state`]). A memory operand is looked up as any other; what misses, what crosses a
-//! page and what is not aligned as the instruction wants it goes to the handler. Deliberately missing: what works on the x87 or MMX registers, masked moves and
-//! gathers (their elements fault one by one), and LDMXCSR, which may unmask exceptions.
+//! Vector and x87 registers are the host's own ([`super::vector_state`]). A memory operand is looked up as any other; what misses, what crosses a
+//! page and what is not aligned as the instruction wants it goes to the handler. Deliberately missing: masked moves and gathers (their elements fault one by one), and what loads
+//! or stores whole states or may unmask exceptions (LDMXCSR, FLDCW, FLDENV and the like).
 
 use std::arch::is_x86_feature_detected;
 
@@ -13,6 +13,7 @@ use super::classify::Classified;
 use super::emit::{Emitter, Jump, host};
 use super::generate::{Flags, Generator, PINNED, slot};
 use super::reuse::Access;
+use super::vector_state::{self, Loaded};
 use crate::core::DecodeMode;
 use crate::op::{Mem, Op};
 use crate::simd::{Class, alignment, uses_x87_registers};
@@ -50,8 +51,8 @@ pub(super) struct Vector {
     len: u8,
     general: [Option<General>; 3],
     memory: Option<Memory>,
-    /// It needs the vector registers.
-    pub(super) vectors: bool,
+    /// The registers that it works on.
+    pub(super) needs: Loaded,
 }
 
 impl Vector {
@@ -99,17 +100,14 @@ impl Vectors {
 
     /// The instruction for the host; `None` if it is none of this family.
     pub(super) fn classify(&mut self, i: &Instruction, op: &Op) -> Option<Vector> {
-        let vectors = !is_general(i.mnemonic());
-        if vectors && !is_vector(i, self.mode) {
-            return None;
-        }
+        let needs = if is_general(i.mnemonic()) { Loaded::Nothing } else { needs(i, self.mode)? };
         let (encoder, factory) = self.tools.get_or_insert_with(|| (Encoder::new(64), InstructionInfoFactory::new()));
         let info = factory.info(i);
         let mut native = *i;
         native.set_segment_prefix(Register::None);
         native.set_has_rep_prefix(false);
         native.set_has_repne_prefix(false);
-        let mut vector = Vector { code: [0; 15], len: 0, general: [None; 3], memory: None, vectors };
+        let mut vector = Vector { code: [0; 15], len: 0, general: [None; 3], memory: None, needs };
         let has_memory = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory);
         for n in 0..i.op_count() {
             let access = info.op_access(n);
@@ -125,13 +123,13 @@ impl Vectors {
                     let read = read || register.size() < 4;
                     *vector.general.get_mut(n as usize)? = Some(General { guest, host: 0, read, write });
                 }
-                OpKind::Register if i.op_register(n).is_vector_register() => {}
+                OpKind::Register if is_kept(i.op_register(n)) => {}
                 OpKind::Memory => {
                     let size = i.memory_size().size();
-                    if !matches!(size, 1 | 2 | 4 | 8 | 16 | 32) || op.mem.unused_bits != 0 || read == write {
+                    if !matches!(size, 1 | 2 | 4 | 8 | 10 | 16 | 32) || op.mem.unused_bits != 0 || read == write {
                         return None;
                     }
-                    let alignment = if vectors { alignment(i) } else { 1 };
+                    let alignment = if needs == Loaded::Nothing { 1 } else { alignment(i) };
                     vector.memory = Some(Memory { size, write, alignment, displacement: 0 });
                     native.set_memory_base(of_size(host::A, 8)?);
                     native.set_memory_index(Register::None);
@@ -229,47 +227,62 @@ fn is_general(mnemonic: Mnemonic) -> bool {
     }
 }
 
-fn is_vector(i: &Instruction, mode: DecodeMode) -> bool {
+/// Registers that are the same in the host.
+fn is_kept(register: Register) -> bool {
+    register.is_xmm() || register.is_ymm() || register.is_mm() || register.is_st()
+}
+
+/// What a vector or x87 instruction needs; `None` for others and for those that are left to the handlers.
+fn needs(i: &Instruction, mode: DecodeMode) -> Option<Loaded> {
     use Mnemonic::*;
-    let named = |i: &Instruction| {
-        (0..i.op_count()).any(|n| {
-            let register = i.op_register(n);
-            i.op_kind(n) == OpKind::Register && (register.is_xmm() || register.is_ymm())
-        })
-    };
-    let handled = matches!(i.mnemonic(), Maskmovdqu | Vmaskmovdqu | Vmaskmovps | Vmaskmovpd | Vpmaskmovd | Vpmaskmovq)
-        || i.is_vsib();
-    let unnamed = matches!(i.mnemonic(), Vzeroupper | Vzeroall | Stmxcsr | Vstmxcsr);
-    (unnamed || named(i)) && !handled && !uses_x87_registers(i) && Class::of(i).is_some_and(|class| class.runs_in(mode))
+    let handled = matches!(
+        i.mnemonic(),
+        Maskmovdqu | Vmaskmovdqu | Maskmovq | Vmaskmovps | Vmaskmovpd | Vpmaskmovd | Vpmaskmovq | Fldcw
+    ) || i.is_vsib();
+    if handled || !Class::of(i)?.runs_in(mode) {
+        return None;
+    }
+    if uses_x87_registers(i) {
+        return Some(Loaded::All);
+    }
+    let named = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Register && is_kept(i.op_register(n)));
+    (named || matches!(i.mnemonic(), Vzeroupper | Vzeroall | Stmxcsr | Vstmxcsr)).then_some(Loaded::Vectors)
 }
 
 impl Generator<'_> {
-    /// Sees to it that the vector registers are in the host's.
-    pub(super) fn want_vectors(&mut self, live: bool, n: usize, offset: u16) {
-        if self.vectors {
+    /// Sees to it that these registers are in the host's.
+    pub(super) fn want_loaded(&mut self, wanted: Loaded, live: bool, n: usize, offset: u16) {
+        if self.loaded >= wanted {
             return;
         }
         self.keep_flags(live);
-        let missing = super::vector_state::emit_check(&mut self.e);
-        self.vector_loads.push(VectorLoad { missing, back: self.e.code.len(), n, offset });
-        self.vectors = true;
+        let missing = vector_state::emit_check(&mut self.e, wanted);
+        self.loads.push(Load { missing, wanted, back: self.e.code.len(), n, offset });
+        self.loaded = wanted;
     }
 
-    /// What [`Self::want_vectors`] put out of line.
-    pub(super) fn load_vectors_out_of_line(&mut self) {
-        for VectorLoad { missing, back, n, offset } in std::mem::take(&mut self.vector_loads) {
+    /// What [`Self::want_loaded`] put out of line.
+    pub(super) fn load_out_of_line(&mut self) {
+        for Load { missing, wanted, back, n, offset } in std::mem::take(&mut self.loads) {
             self.e.aim_here(missing);
-            self.e.call_to(self.stubs.load_vectors);
+            self.call_load(wanted);
             let loaded = self.e.jump_if(4);
             self.e.aim(loaded, back);
             self.give_up(n, offset);
         }
     }
 
-    pub(super) fn vector(&mut self, c: &Classified<'_>, vector: &Vector, op: &Op, n: usize) {
-        if vector.vectors {
-            self.want_vectors(c.live_before != 0, n, op.offset);
+    /// Calls what loads these registers; ZF says that it did.
+    pub(super) fn call_load(&mut self, wanted: Loaded) {
+        match wanted {
+            Loaded::Nothing => {}
+            Loaded::Vectors => self.e.call_to(self.stubs.load_vectors),
+            Loaded::All => self.e.call_to(self.stubs.load_all),
         }
+    }
+
+    pub(super) fn vector(&mut self, c: &Classified<'_>, vector: &Vector, op: &Op, n: usize) {
+        self.want_loaded(vector.needs, c.live_before != 0, n, op.offset);
         let mut distance = 0;
         if let (Some(access), Some(Memory { alignment, .. })) = (vector.access(&op.mem), vector.memory) {
             self.keep_flags(c.live_before != 0);
@@ -304,9 +317,10 @@ impl Generator<'_> {
     }
 }
 
-/// A place where the vector registers may have to be loaded.
-pub(super) struct VectorLoad {
+/// A place where registers may have to be loaded.
+pub(super) struct Load {
     missing: Jump,
+    wanted: Loaded,
     back: usize,
     /// The instruction's number and offset in its block.
     n: usize,

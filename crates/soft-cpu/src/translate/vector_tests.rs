@@ -5,7 +5,7 @@ use vm_memory::{Bytes, GuestAddress};
 use x86::{XSAVE_SIZE, gpr, rflags};
 
 use crate::core::Fault;
-use crate::fpu::{MXCSR_DEFAULT, offset};
+use crate::fpu::{FCW_DEFAULT, MXCSR_DEFAULT, offset};
 use crate::run::{Cpu, Exit, TranslatorMode};
 use crate::testing::long_mode;
 
@@ -34,30 +34,44 @@ fn run(code: &[u8], mode: TranslatorMode, prepare: &impl Fn(&mut Cpu)) -> End {
         cpu.core.fpu.set_ymm_high(n, !value);
     }
     cpu.core.gpr[gpr::RBX] = DATA;
+    // RESET leaves x87 exceptions unmasked.
+    cpu.core.fpu.set_fcw(FCW_DEFAULT);
     prepare(&mut cpu);
     let exit = cpu.run(100_000);
     if mode != TranslatorMode::Off {
-        assert!(cpu.translator_statistics().instructions > 0, "nothing was translated");
+        assert!(cpu.translator_statistics().translated > 0, "nothing was translated");
     }
     let mut data = vec![0; DATA_SIZE];
     let core = &cpu.core;
     core.ram.memory().read_slice(&mut data, GuestAddress(DATA)).unwrap();
     let mut gprs = [0; 16];
     gprs.copy_from_slice(&core.gpr[..16]);
+    let mut fpu = core.fpu.image;
+    // Generated code does not follow the x87 pointers.
+    fpu[offset::FOP..offset::MXCSR].fill(0);
+    fpu[offset::MXCSR_MASK..offset::ST].fill(0);
     let (fault, rip, rflags) = (core.fault, core.rip, core.rflags());
-    End { exit, fault, rip, rflags, gprs, fpu: core.fpu.image, data, instructions: core.counters.instructions }
+    End { exit, fault, rip, rflags, gprs, fpu, data, instructions: core.counters.instructions }
 }
 
 /// The end of `code`, which is the same both ways.
 pub(super) fn both_ways(code: &[u8], prepare: impl Fn(&mut Cpu)) -> End {
-    let interpreted = run(code, TranslatorMode::Off, &prepare);
-    let translated = run(code, TranslatorMode::On { threshold: 1, precise: true }, &prepare);
+    let mut interpreted = run(code, TranslatorMode::Off, &prepare);
+    let mut translated = run(code, TranslatorMode::On { threshold: 1, precise: true }, &prepare);
+    let (ours, theirs) = (std::mem::take(&mut translated.data), std::mem::take(&mut interpreted.data));
+    let difference = ours.iter().zip(&theirs).position(|(ours, theirs)| ours != theirs);
+    assert_eq!(difference, None, "the first byte of the data that differs");
     assert_eq!(translated, interpreted);
     translated
 }
 
 fn put(cpu: &Cpu, at: u64, value: u32) {
     cpu.core.ram.memory().write_obj(value, GuestAddress(at)).unwrap();
+}
+
+fn put_pattern(cpu: &mut Cpu) {
+    let pattern: Vec<u8> = (0..DATA_SIZE as u64).map(|n| (n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect();
+    cpu.core.ram.memory().write_slice(&pattern, GuestAddress(DATA)).unwrap();
 }
 
 /// Whether the host lacks what a program needs, which is then skipped.
@@ -191,4 +205,43 @@ fn flags_of_integer_code_survive_the_loading_of_vector_registers() {
     });
     assert_eq!(end.exit, Exit::Halted);
     assert_eq!(end.rflags & rflags::ZF, rflags::ZF);
+}
+
+/// mov ecx, 30; l: fild qword [rbx + rcx * 8]; fld tbyte [rbx + 0xffa] (across pages); fadd st, st(1); fstp qword [rbx + 0x20]; fsqrt; paddd xmm0, xmm1;
+/// fst dword [rbx + 0xffe]; fcomi st, st(1); fnstsw ax; fnstcw [rbx + 0x80]; adc rdx, rax; fldpi; fmulp; fistp qword [rbx + 0x30]; fldcw [rbx + 0x80];
+/// movq mm1, [rbx + 0x20]; paddb mm2, mm1; movq [rbx + 0x28], mm2; movq2dq xmm3, mm2; cvtpi2pd xmm4, mm1; emms; vaddpd ymm5, ymm4, ymm3; dec ecx; jnz l;
+/// hlt
+const X87_PROGRAM: [u8; 87] = [
+    0xb9, 0x1e, 0, 0, 0, 0xdf, 0x2c, 0xcb, 0xdb, 0xab, 0xfa, 0x0f, 0, 0, 0xd8, 0xc1, 0xdd, 0x5b, 0x20, 0xd9, 0xfa,
+    0x66, 0x0f, 0xfe, 0xc1, 0xd9, 0x93, 0xfe, 0x0f, 0, 0, 0xdb, 0xf1, 0xdf, 0xe0, 0xd9, 0xbb, 0x80, 0, 0, 0, 0x48,
+    0x11, 0xc2, 0xd9, 0xeb, 0xde, 0xc9, 0xdf, 0x7b, 0x30, 0xd9, 0xab, 0x80, 0, 0, 0, 0x0f, 0x6f, 0x4b, 0x20, 0x0f,
+    0xfc, 0xd1, 0x0f, 0x7f, 0x53, 0x28, 0xf3, 0x0f, 0xd6, 0xda, 0x66, 0x0f, 0x2a, 0xe1, 0x0f, 0x77, 0xc5, 0xdd, 0x58,
+    0xeb, 0xff, 0xc9, 0x75, 0xaf, 0xf4,
+];
+
+#[test]
+fn x87_and_mmx_code_beside_vector_code_and_handlers_finds_and_leaves_the_registers() {
+    if lacks_avx2_and_bmi2() {
+        return;
+    }
+    let end = both_ways(&X87_PROGRAM, put_pattern);
+    assert_eq!(end.exit, Exit::Halted);
+}
+
+#[test]
+fn x87_code_with_an_unmasked_exception_raises_it_where_it_should() {
+    if lacks_avx2_and_bmi2() {
+        return;
+    }
+    // Invalid operations: the root of a negative number, an empty stack.
+    let end = both_ways(&X87_PROGRAM, |cpu| {
+        put_pattern(cpu);
+        cpu.core.fpu.set_fcw(FCW_DEFAULT & !1);
+    });
+    assert_eq!(end.exit, Exit::Shutdown);
+    // Denormal operands, of which there is none at first.
+    both_ways(&X87_PROGRAM, |cpu| {
+        put_pattern(cpu);
+        cpu.core.fpu.set_fcw(FCW_DEFAULT & !2);
+    });
 }
