@@ -6,8 +6,8 @@
 //! known to the handlers alone.
 //!
 //! Blocks of one page jump to each other directly; every other jump goes through a table by instruction pointer ([`cache`]). A page whose code has changed loses all
-//! its translations at once, so links need no bookkeeping. Deliberately missing: 16- and 32-bit code, instructions across two pages, x87 and vector
-//! templates.
+//! its translations at once, so links need no bookkeeping. Deliberately missing: 16- and 32-bit code, and instructions across two pages. What has
+//! no template is said in [`parse`] and [`vector`].
 //!
 //! DEVNOTE: a fault sees the status flags of the last instruction whose flags somebody reads. Flags that are dead in their block are not kept for the
 //! frame of an exception between their instruction and the one that overwrites them: no program can use them after its return.
