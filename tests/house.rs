@@ -53,7 +53,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("guest-init", &[]),
     ("xtask", &["eif"]),
     ("whole-machine-tests", &[]),
-    ("fuzz-targets", &["attestation", "eif", "nsm", "virtio", "vsock"]),
+    ("fuzz-targets", &["attestation", "bus", "eif", "event-loop", "guest-memory", "nsm", "virtio", "vsock"]),
 ];
 
 /// Source files outside `soft-cpu` and `guest-memory` that may allow unsafe code, with the reason.

@@ -225,7 +225,8 @@ fn a_console_on_a_socket_is_read_by_vmm_console_from_its_start_to_the_end() {
     }
     let console = || {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vmm"));
-        command.arg("console").arg(&socket).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap()
+        command.arg("console").arg(&socket).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command.spawn().unwrap()
     };
     let mut readers = [console(), console()];
     for reader in &mut readers {
