@@ -1,7 +1,7 @@
 //! A guest of a few hundred bytes in an enclave image: it drives the NSM's virtqueue by polling, and prints each answer on COM1.
 //!
 //! Its code is assembled for the requests that it makes: each writes descriptors and the available ring, rings the doorbell, waits for the used ring, and
-//! prints the answer's length (four bytes, little-endian) and the answer. At the end it resets the machine.
+//! prints the answer's length (four bytes, little-endian) and the answer. At the end it resets the machine, or ends as it is told.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -38,6 +38,19 @@ pub(crate) enum Chains {
     Two,
 }
 
+/// How the guest ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// By the i8042's reset, as an enclave whose application has ended.
+    Reset,
+    /// By the same with an interrupt still open, as a kernel after a panic.
+    Crash,
+    /// By an exception without a handler.
+    TripleFault,
+    /// Never.
+    Halt,
+}
+
 /// An image with that guest, and what a user has around it.
 pub(crate) struct Enclave {
     directory: TempDir,
@@ -45,10 +58,19 @@ pub(crate) struct Enclave {
 }
 
 impl Enclave {
-    /// A guest that makes these requests.
+    /// A guest that makes these requests and resets.
     pub(crate) fn new(requests: &[&[u8]], chains: Chains) -> Self {
+        Self::with_end(requests, chains, End::Reset)
+    }
+
+    /// A guest that asks for nothing and ends.
+    pub(crate) fn that_ends(end: End) -> Self {
+        Self::with_end(&[], Chains::Two, end)
+    }
+
+    fn with_end(requests: &[&[u8]], chains: Chains, end: End) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let mut kernel = code(requests, chains).unwrap();
+        let mut kernel = code(requests, chains, end).unwrap();
         kernel.resize((REQUESTS - ENTRY) as usize, 0);
         for request in requests {
             let start = kernel.len();
@@ -147,7 +169,7 @@ fn descriptor(a: &mut CodeAssembler, index: u64, address: u64, len: u32, flags: 
     a.mov(dword_ptr(at + 12), (flags | 1 << 16) as i32)
 }
 
-fn code(requests: &[&[u8]], chains: Chains) -> Result<Vec<u8>, IcedError> {
+fn code(requests: &[&[u8]], chains: Chains, end: End) -> Result<Vec<u8>, IcedError> {
     const NEXT: u32 = 1;
     const WRITE: u32 = 2;
     let mut a = CodeAssembler::new(64)?;
@@ -185,8 +207,20 @@ fn code(requests: &[&[u8]], chains: Chains) -> Result<Vec<u8>, IcedError> {
         print(&mut a, used_length, None)?;
         print(&mut a, ANSWER, Some(used_length))?;
     }
-    a.mov(al, 0xfe)?;
-    a.out(0x64, al)?;
+    if end == End::Crash {
+        // Unmasks the IOAPIC's pin 4.
+        a.mov(eax, 0xfec0_0000u32)?;
+        a.mov(dword_ptr(rax), 0x18)?;
+        a.mov(dword_ptr(rax + 0x10), 0x30)?;
+    }
+    match end {
+        End::Reset | End::Crash => {
+            a.mov(al, 0xfe)?;
+            a.out(0x64, al)?;
+        }
+        End::TripleFault => a.ud2()?,
+        End::Halt => {}
+    }
     let mut stay = a.create_label();
     a.set_label(&mut stay)?;
     a.hlt()?;

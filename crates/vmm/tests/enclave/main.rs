@@ -5,7 +5,7 @@ mod guest;
 
 use attestation::{Authority, Payload, SignedDocument};
 use ciborium::Value;
-use guest::{Chains, Enclave, attestation, document, encode, field};
+use guest::{Chains, Enclave, End, attestation, document, encode, field};
 use sha2::{Digest, Sha384};
 
 const ZERO: [u8; 48] = [0; 48];
@@ -31,6 +31,24 @@ fn describe(index: u16) -> Vec<u8> {
 fn command(name: &str, arguments: &[(&str, Value)]) -> Vec<u8> {
     let arguments = arguments.iter().map(|(name, value)| (Value::from(*name), value.clone())).collect();
     encode(&Value::Map(vec![(Value::from(name), Value::Map(arguments))]))
+}
+
+#[test]
+fn each_end_of_an_enclave_has_its_own_exit_code() {
+    for (end, code) in [(End::Reset, 0), (End::TripleFault, 4), (End::Crash, 7)] {
+        let output = Enclave::that_ends(end).try_run(&[]);
+        assert_eq!(output.status.code(), Some(code), "{end:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
+fn an_enclave_without_a_heartbeat_ends_with_6_and_says_why() {
+    let output = Enclave::that_ends(End::Halt).try_run(&["enclave.heartbeat-timeout=1"]);
+    assert_eq!(
+        String::from_utf8_lossy(&output.stderr),
+        "vmm: error: the enclave gave no heartbeat on vsock port 9000 within 1 s\n"
+    );
+    assert_eq!(output.status.code(), Some(6));
 }
 
 #[test]
