@@ -33,6 +33,8 @@ const MASKS: u32 = 0x1f80;
 /// The masks of the x87 control word (SDM vol. 1, 8.1.5).
 const X87_MASKS: u32 = 0x3f;
 
+const VZEROUPPER: [u8; 3] = [0xc5, 0xf8, 0x77];
+
 /// What is in the host's registers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Loaded {
@@ -54,27 +56,58 @@ fn mxcsr(e: &mut Emitter, form: u8, at: Rm) {
     e.modrm(Form { two_byte: true, ..Form::short(0xae) }, form, at);
 }
 
-/// Moves every vector register between the host's and the state that `base` points to. On a host with AVX that is their whole 256 bits.
-fn move_all(e: &mut Emitter, base: u8, store: bool) {
-    let opcode = if store { 0x29 } else { 0x28 };
-    let avx = is_x86_feature_detected!("avx");
-    for n in 0..16u8 {
-        let low = state(base, IMAGE + offset::XMM + usize::from(n) * 16);
-        let high = state(base, IMAGE + offset::YMM_HIGH + usize::from(n) * 16);
-        if !avx {
-            // MOVAPS
-            e.modrm(Form { two_byte: true, ..Form::short(opcode) }, n, low);
-            continue;
-        }
-        // VMOVAPS; VEXTRACTF128 or VINSERTF128.
-        e.vex(1, 0, 0, false, opcode, n, low);
-        if store {
-            e.vex(3, 1, 0, true, 0x19, n, high);
-        } else {
-            e.vex(3, 1, n, true, 0x18, n, high);
-        }
+/// Where the low half of vector register `n` is in the state that `base` points to.
+fn low(base: u8, n: u8) -> Rm {
+    state(base, IMAGE + offset::XMM + usize::from(n) * 16)
+}
+
+/// And its upper half.
+fn high(base: u8, n: u8) -> Rm {
+    state(base, IMAGE + offset::YMM_HIGH + usize::from(n) * 16)
+}
+
+/// Loads every vector register from the state that `base` points to; on a host with AVX all 256 bits.
+///
+/// Upper halves that are zero are left as VZEROUPPER leaves them: many processors would otherwise make each SSE instruction wait for the register that it
+/// overwrites.
+fn load_registers(e: &mut Emitter, base: u8) {
+    const LOAD: u8 = 0x28;
+    if !is_x86_feature_detected!("avx") {
+        // MOVAPS
+        return (0..16).for_each(|n| e.modrm(Form { two_byte: true, ..Form::short(LOAD) }, n, low(base, n)));
+    }
+    // VMOVAPS; VORPS; VPTEST: whether any bit of the upper halves is set.
+    e.vex(1, 0, 0, false, LOAD, 0, high(base, 0));
+    (1..16).for_each(|n| e.vex(1, 0, 0, false, 0x56, 0, high(base, n)));
+    e.vex(2, 1, 0, false, 0x17, 0, Rm::Reg(0));
+    let wide = e.jump_if(5);
+    e.bytes(&VZEROUPPER);
+    (0..16).for_each(|n| e.vex(1, 0, 0, false, LOAD, n, low(base, n)));
+    let done = e.jump();
+    e.aim_here(wide);
+    for n in 0..16 {
+        e.vex(1, 0, 0, false, LOAD, n, low(base, n));
+        // VINSERTF128
+        e.vex(3, 1, n, true, 0x18, n, high(base, n));
         e.bytes(&[1]);
     }
+    e.aim_here(done);
+}
+
+/// Stores them.
+fn store_registers(e: &mut Emitter, base: u8) {
+    const STORE: u8 = 0x29;
+    if !is_x86_feature_detected!("avx") {
+        return (0..16).for_each(|n| e.modrm(Form { two_byte: true, ..Form::short(STORE) }, n, low(base, n)));
+    }
+    for n in 0..16 {
+        e.vex(1, 0, 0, false, STORE, n, low(base, n));
+        // VEXTRACTF128
+        e.vex(3, 1, 0, true, 0x19, n, high(base, n));
+        e.bytes(&[1]);
+    }
+    // Our own code is compiled to SSE instructions.
+    e.bytes(&VZEROUPPER);
 }
 
 /// Emits the piece that loads them: called, it changes the two scratch registers and the flags. ZF says that they are loaded; otherwise the
@@ -83,7 +116,7 @@ pub(super) fn emit_load(e: &mut Emitter) {
     e.load(host::B, core_field(FPU));
     return_if_unmasked(e, offset::MXCSR, MASKS);
     mxcsr(e, 2, state(host::B, IMAGE + offset::MXCSR));
-    move_all(e, host::B, false);
+    load_registers(e, host::B);
     set(e, field::VECTORS, true);
     return_with_zf(e);
 }
@@ -102,7 +135,7 @@ pub(super) fn emit_load_all(e: &mut Emitter, store: u64) {
     e.bytes(&[FSW_ES as u8]);
     return_unless_zf(e);
     fxsave(e, 1, host::B);
-    move_all(e, host::B, false);
+    load_registers(e, host::B);
     set(e, field::VECTORS, true);
     set(e, field::X87, true);
     return_with_zf(e);
@@ -158,11 +191,7 @@ pub(super) fn emit_store(e: &mut Emitter) {
     e.aim_here(no_x87);
     mxcsr(e, 3, state(RCX, IMAGE + offset::MXCSR));
     mxcsr(e, 2, state(RCX, HOST_MXCSR));
-    move_all(e, RCX, true);
-    if is_x86_feature_detected!("avx") {
-        // VZEROUPPER: our own code is compiled to SSE instructions, which are slow after anything else on some processors.
-        e.bytes(&[0xc5, 0xf8, 0x77]);
-    }
+    store_registers(e, RCX);
     set(e, field::VECTORS, false);
     e.bytes(&[0xc3]);
 }

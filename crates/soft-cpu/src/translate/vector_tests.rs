@@ -245,3 +245,17 @@ fn x87_code_with_an_unmasked_exception_raises_it_where_it_should() {
         cpu.core.fpu.set_fcw(FCW_DEFAULT & !2);
     });
 }
+
+#[test]
+fn vector_code_whose_upper_halves_are_all_zero_keeps_them_so() {
+    if lacks_avx2_and_bmi2() {
+        return;
+    }
+    let end = both_ways(&MXCSR_PROGRAM, |cpu| {
+        (0..16).for_each(|n| cpu.core.fpu.set_ymm_high(n, 0));
+        put(cpu, DATA, MXCSR_DEFAULT);
+        put(cpu, DATA + 4, MXCSR_DEFAULT);
+    });
+    assert_eq!(end.exit, Exit::Halted);
+    assert!(end.fpu[offset::YMM_HIGH..].iter().all(|byte| *byte == 0));
+}
