@@ -169,15 +169,29 @@ impl VirtQueue {
     /// # Errors
     /// [`QueueError::Memory`] cannot happen for a chain of this queue.
     pub fn read(&self, chain: &Chain, limit: usize) -> Result<Vec<u8>, QueueError> {
+        let mut data = Vec::new();
+        let len = self.read_into(chain, limit, &mut data)?;
+        data.truncate(len);
+        Ok(data)
+    }
+
+    /// Reads the chain's readable bytes, at most `limit` of them, to the start of `data`, which grows if it must and never shrinks; returns how many
+    /// bytes that was. For a device that reads again and again: nothing is cleared first.
+    ///
+    /// # Errors
+    /// As [`VirtQueue::read`].
+    pub fn read_into(&self, chain: &Chain, limit: usize, data: &mut Vec<u8>) -> Result<usize, QueueError> {
         let wanted = usize::try_from(chain.readable_len()).unwrap_or(usize::MAX).min(limit);
-        let mut data = vec![0; wanted];
-        let mut rest = data.as_mut_slice();
+        if data.len() < wanted {
+            data.resize(wanted, 0);
+        }
+        let mut rest = data.get_mut(..wanted).unwrap_or_default();
         for buffer in &chain.readable {
             let (part, tail) = rest.split_at_mut(rest.len().min(buffer.len as usize));
             self.memory.read_slice(part, buffer.address).map_err(|_| buffer.lost())?;
             rest = tail;
         }
-        Ok(data)
+        Ok(wanted)
     }
 
     /// Writes `data` into the chain's writable bytes, as much as fits; returns how many bytes that was.

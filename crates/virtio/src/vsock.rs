@@ -1,7 +1,8 @@
 //! The socket device, virtio 1.3 section 5.10: device id 19, three queues, the guest's CID in configuration space.
 //!
-//! The device only carries packets between the queues and [`vsock::Host`], on the event loop's thread: a notification wakes that thread and returns. A packet
-//! leaves the transmit queue only while the host's side has room for its answer, so neither side can make the other hold more than it should.
+//! The device only carries packets between the queues and [`vsock::Host`]. A notification is served at once, on the vCPU's thread, and what is left after a turn
+//! on the event loop's; waking another thread for each packet would cost more than the packet. A packet leaves the transmit queue only while the host's side
+//! has room for its answer, so neither side can make the other hold more than it should.
 //!
 //! Deliberately missing: SEQPACKET, which is not offered, and events: a machine of ours is never moved to another host.
 
@@ -44,6 +45,8 @@ struct Active {
     transmit: VirtQueue,
     /// Taken from the receive queue for a packet that was gone by then.
     spare: Option<Chain>,
+    /// The packet under way, of either direction.
+    packet: Vec<u8>,
     interrupt: Interrupt,
 }
 
@@ -89,9 +92,10 @@ impl Active {
                 drained = true;
                 break;
             };
-            let packet = self.transmit.read(&chain, HEADER_LEN + RECEIVE_BUFFER)?;
+            let len = self.transmit.read_into(&chain, HEADER_LEN + RECEIVE_BUFFER, &mut self.packet)?;
+            let packet = self.packet.get(..len).unwrap_or_default();
             // What is no packet has nobody to answer.
-            if let Some(header) = Header::parse(&packet) {
+            if let Some(header) = Header::parse(packet) {
                 host.receive(&header, packet.get(HEADER_LEN..).unwrap_or_default());
             }
             self.transmit.push(chain, 0)?;
@@ -106,7 +110,6 @@ impl Active {
     /// Gives the guest packets.
     fn serve_receive(&mut self, host: &mut HostGuard<'_>) -> Result<Unfinished, QueueError> {
         let mut count = 0;
-        let mut packet = Vec::new();
         while count < PACKETS_A_TURN && host.has_packets() {
             let chain = match self.spare.take() {
                 Some(chain) => chain,
@@ -116,13 +119,13 @@ impl Active {
                 },
             };
             let room = chain.writable_len().saturating_sub(HEADER_LEN as u64).min(MAX_ROOM);
-            packet.clear();
+            self.packet.clear();
             // A buffer without room for payload could never carry data on.
-            if room > 0 && !host.transmit(room as usize, &mut packet) {
+            if room > 0 && !host.transmit(room as usize, &mut self.packet) {
                 self.spare = Some(chain);
                 break;
             }
-            let written = self.receive.write(&chain, &packet)?;
+            let written = self.receive.write(&chain, &self.packet)?;
             self.receive.push(chain, written)?;
             count += 1;
         }
@@ -154,7 +157,18 @@ impl Shared {
     fn pump(self: &Arc<Self>) {
         // Cleared first: a notification from now on may be about what this turn has looked at already.
         self.scheduled.store(false, Ordering::SeqCst);
-        let mut slot = self.active();
+        self.turn(self.active());
+    }
+
+    /// Serves the queues for a turn, on a vCPU's thread, unless another thread is at it, which may have looked at them already.
+    fn pump_now(self: &Arc<Self>) {
+        match self.active.try_lock() {
+            Ok(slot) => self.turn(slot),
+            Err(_) => self.schedule(),
+        }
+    }
+
+    fn turn(self: &Arc<Self>, mut slot: MutexGuard<'_, Option<Active>>) {
         let Some(active) = &mut *slot else { return };
         // The host's side is locked for the turn alone: what follows a broken queue locks it again.
         let outcome = active.turn(&mut self.host.lock());
@@ -222,7 +236,7 @@ impl VirtioDevice for VsockDevice {
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
         let mut queues = activation.queues.into_iter();
         if let (Some(receive), Some(transmit)) = (queues.next(), queues.next()) {
-            let active = Active { receive, transmit, spare: None, interrupt: activation.interrupt };
+            let active = Active { receive, transmit, spare: None, packet: Vec::new(), interrupt: activation.interrupt };
             *self.shared.active() = Some(active);
             self.shared.host.lock().go_online();
             // Buffers may have been there before the driver was ready.
@@ -232,7 +246,7 @@ impl VirtioDevice for VsockDevice {
     }
 
     fn notify(&mut self, _: u16) -> Result<(), DeviceError> {
-        self.shared.schedule();
+        self.shared.pump_now();
         Ok(())
     }
 

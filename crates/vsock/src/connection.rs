@@ -17,7 +17,7 @@ pub const SEND_BUFFER: usize = 256 << 10;
 const MAX_PAYLOAD: usize = 64 << 10;
 
 /// The guest hears of room that it does not know of when there is as much as this, so that it need not stop.
-const CREDIT_STEP: u32 = RECEIVE_BUFFER as u32 / 4;
+const CREDIT_STEP: u32 = RECEIVE_BUFFER as u32 / 2;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
@@ -108,8 +108,9 @@ impl Connection {
         self.peer_buf_alloc.saturating_sub(in_flight) as usize
     }
 
-    /// Takes data of the guest's; false when it is more than the guest had credit for.
-    pub(crate) fn push_incoming(&mut self, data: &[u8]) -> bool {
+    /// Takes data of the guest's; false when it is more than the guest had credit for. What nothing waits before is offered to `deliver`, which says how
+    /// much of it the host has taken at once.
+    pub(crate) fn push_incoming(&mut self, data: &[u8], deliver: impl FnOnce(&[u8]) -> usize) -> bool {
         if self.host_shutdown & shutdown::RECEIVE != 0 {
             // Nobody will read it, but the guest may have sent it before it heard of that.
             self.forwarded = self.forwarded.wrapping_add(data.len() as u32);
@@ -118,7 +119,9 @@ impl Connection {
         if self.incoming.len() + data.len() > RECEIVE_BUFFER {
             return false;
         }
-        self.incoming.extend(data);
+        let delivered = if self.incoming.is_empty() { deliver(data).min(data.len()) } else { 0 };
+        self.forwarded = self.forwarded.wrapping_add(delivered as u32);
+        self.incoming.extend(data.get(delivered..).unwrap_or_default());
         true
     }
 

@@ -106,6 +106,17 @@ impl Endpoint {
 
     /// Takes a packet of the guest's.
     pub fn receive(&mut self, header: &Header, payload: &[u8]) -> Option<Event> {
+        self.receive_and_deliver(header, payload, |_, _| 0)
+    }
+
+    /// Takes a packet of the guest's. Data that no other waits before is offered to `deliver`, which says how much of it the host has taken at once: that
+    /// needs no copy here.
+    pub fn receive_and_deliver(
+        &mut self,
+        header: &Header,
+        payload: &[u8],
+        deliver: impl FnOnce(Key, &[u8]) -> usize,
+    ) -> Option<Event> {
         if header.src_cid != self.guest_cid {
             // Nobody to answer: the sender it names is not there.
             self.statistics.bad_packets += 1;
@@ -132,7 +143,7 @@ impl Endpoint {
             }
             (State::Established, op::RW) => {
                 let data = usize::try_from(header.len).ok().and_then(|len| payload.get(..len));
-                match data.filter(|data| connection.push_incoming(data)) {
+                match data.filter(|data| connection.push_incoming(data, |data| deliver(key, data))) {
                     Some(data) => {
                         self.statistics.bytes_from_guest += data.len() as u64;
                         Some(Event::Changed(key))

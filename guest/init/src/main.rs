@@ -8,7 +8,7 @@
 //! - `vmm.end=poweroff|reboot|triple-fault|panic|halt` (default `poweroff`): see [`end`].
 //! - `vmm.attest=HEX`, `vmm.attest-port=PORT`, `vmm.nsm-check=1`: signed documents, AWS's checks of an NSM, see [`attestation`].
 //! - `vmm.work=NAME:N,...`: work for benchmarks, see [`work`].
-//! - `vmm.heartbeat=on` and `vmm.vsock=echo:PORT:N,connect:PORT:BYTES`: see [`vsock`].
+//! - `vmm.heartbeat=on` and `vmm.vsock=serve:PORT,echo:PORT:N,connect:PORT:BYTES`: see [`vsock`].
 //!
 //! Deliberately missing: a shell, a network, disks, and any answer to what it finds: it reports, the host judges.
 
@@ -35,6 +35,9 @@ fn main() -> std::process::ExitCode {
     }
     if std::env::args().nth(1).as_deref() == Some(work::TRUE_ARGUMENT) {
         return std::process::ExitCode::SUCCESS;
+    }
+    if std::env::args().nth(1).as_deref() == Some(vsock::server::ECHO_ARGUMENT) {
+        return vsock::server::child();
     }
     if std::process::id() != 1 {
         eprintln!("guest-init: this program is the init of a guest and runs only as PID 1");

@@ -2,7 +2,10 @@
 //!
 //! `vmm.heartbeat=on` sends the byte that AWS's init sends, and waits for the same byte. `vmm.vsock=` lists work, separated by commas:
 //! - `echo:PORT:N` serves N connections to PORT, each in a thread of its own, and sends back what comes;
+//! - `serve:PORT` does for each connection what it asks for, until one says stop: see [`server`];
 //! - `connect:PORT:BYTES` sends BYTES bytes of a pattern to the parent's PORT, says that it is done, and reads as many back.
+
+pub(crate) mod server;
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -50,6 +53,10 @@ pub(crate) fn run(console: &mut Console, command_line: &CommandLine) {
                     serve(&listener, connections)
                 })
             }
+            Some(Work::Serve { port }) => server::run(port, || {
+                console.report("vsock_listening", port);
+                console.drain();
+            }),
             Some(Work::Connect { port, bytes }) => exchange(port, bytes),
             None => Err(io::Error::other("unknown work")),
         };
@@ -64,13 +71,15 @@ pub(crate) fn run(console: &mut Console, command_line: &CommandLine) {
 #[derive(Debug, PartialEq, Eq)]
 enum Work {
     Echo { port: u32, connections: u32 },
+    Serve { port: u32 },
     Connect { port: u32, bytes: u64 },
 }
 
 fn parse(item: &str) -> Option<Work> {
     let mut words = item.split(':');
-    let (name, port, count) = (words.next()?, words.next()?.parse().ok()?, words.next()?);
+    let (name, port, count) = (words.next()?, words.next()?.parse().ok()?, words.next().unwrap_or_default());
     match name {
+        "serve" => Some(Work::Serve { port }),
         "echo" => Some(Work::Echo { port, connections: count.parse().ok()? }),
         "connect" => Some(Work::Connect { port, bytes: count.parse().ok()? }),
         _ => None,
@@ -185,6 +194,7 @@ mod tests {
     fn work_has_a_port_and_a_count() {
         assert_eq!(parse("echo:5000:3"), Some(Work::Echo { port: 5000, connections: 3 }));
         assert_eq!(parse("connect:5001:1048576"), Some(Work::Connect { port: 5001, bytes: 1 << 20 }));
+        assert_eq!(parse("serve:5000"), Some(Work::Serve { port: 5000 }));
         assert_eq!(parse("echo:5000"), None);
         assert_eq!(parse("sing:5000:1"), None);
     }

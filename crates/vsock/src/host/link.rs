@@ -103,6 +103,12 @@ impl Link {
         }
     }
 
+    /// Writes data of the guest's that nothing waits before; how much of it the socket took. What goes wrong is found when the rest is written.
+    pub(super) fn write_at_once(&self, data: &[u8]) -> usize {
+        let open = matches!(self.stage, Stage::Open(_)) && !self.write_closed && !data.is_empty();
+        if open { self.socket.write(data).unwrap_or(0) } else { 0 }
+    }
+
     fn write(&mut self, key: Key, endpoint: &mut Endpoint) {
         while !self.write_closed {
             let data = endpoint.incoming(key).0;

@@ -216,9 +216,7 @@ impl HostGuard<'_> {
 
     /// Takes a packet of the guest's. What it brings reaches the sockets at the next [`HostGuard::flush`].
     pub fn receive(&mut self, header: &Header, payload: &[u8]) {
-        if let Some(event) = self.0.endpoint.receive(header, payload) {
-            self.0.handle(event);
-        }
+        self.0.receive(header, payload);
     }
 
     /// Moves what packets brought and made room for.
@@ -324,6 +322,18 @@ impl Inner {
     fn remove_link(&mut self, id: u64) {
         if let Some(link) = self.links.remove(&id) {
             self.surroundings.events.remove_source(link.source);
+        }
+    }
+
+    /// Takes a packet of the guest's. Data goes straight to a socket that has room.
+    fn receive(&mut self, header: &Header, payload: &[u8]) {
+        let Self { endpoint, links, by_key, .. } = self;
+        let deliver = |key, data: &[u8]| {
+            let link = by_key.get(&key).and_then(|id| links.get(id));
+            link.map_or(0, |link| link.write_at_once(data))
+        };
+        if let Some(event) = endpoint.receive_and_deliver(header, payload, deliver) {
+            self.handle(event);
         }
     }
 
