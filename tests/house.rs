@@ -19,7 +19,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("chipset", &["bus"]),
     ("event-loop", &["bus"]),
     ("vsock", &["bus", "event-loop"]),
-    ("virtio", &["bus", "guest-memory", "nsm", "vsock"]),
+    ("virtio", &["bus", "event-loop", "guest-memory", "nsm", "vsock"]),
     // The processors.
     // The bus and the chipset for the board of the conformance guests.
     ("accel", &["bus", "chipset", "guest-memory", "x86"]),

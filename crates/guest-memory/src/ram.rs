@@ -2,10 +2,15 @@
 
 #![expect(unsafe_code, reason = "madvise on the mapping that was just made")]
 
+use std::fs::File;
+
+use rustix::fs::MemfdFlags;
 use thiserror::Error;
 use tracing::debug;
 use vm_memory::bitmap::NewBitmap;
-use vm_memory::{Address, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion, mmap::MmapRegionBuilder};
+use vm_memory::{
+    Address, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion, mmap::MmapRegionBuilder,
+};
 
 use crate::CodePages;
 
@@ -27,6 +32,15 @@ pub enum MemoryError {
         #[source]
         source: vm_memory::mmap::MmapRegionError,
     },
+    /// The host refused memory that can be shared.
+    #[error("cannot make {size} bytes of guest memory that another process can map")]
+    Share {
+        /// Size asked for, in bytes.
+        size: usize,
+        /// The host's reason.
+        #[source]
+        source: std::io::Error,
+    },
     /// A region does not fit the physical address space.
     #[error("guest memory of {size} bytes at {base:#x} passes the end of the physical address space")]
     Range {
@@ -40,12 +54,26 @@ pub enum MemoryError {
     Layout(#[source] vm_memory::GuestRegionCollectionError),
 }
 
-fn region(base: u64, size: usize) -> Result<GuestRegion, MemoryError> {
-    let mapping: MmapRegion<CodePages> = MmapRegionBuilder::new_with_bitmap(size, CodePages::with_len(size))
-        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-        .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
-        .build()
-        .map_err(|source| MemoryError::Map { size, source })?;
+/// Who else may map the guest's RAM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// Nobody.
+    Private,
+    /// Processes that are handed the regions' files: memory of no file system (memfd).
+    Shared,
+}
+
+fn region(base: u64, size: usize, sharing: Sharing) -> Result<GuestRegion, MemoryError> {
+    let builder = MmapRegionBuilder::new_with_bitmap(size, CodePages::with_len(size))
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
+    let builder = match sharing {
+        Sharing::Private => builder.with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE),
+        Sharing::Shared => {
+            let file = memory_file(size).map_err(|source| MemoryError::Share { size, source })?;
+            builder.with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE).with_file_offset(FileOffset::new(file, 0))
+        }
+    };
+    let mapping: MmapRegion<CodePages> = builder.build().map_err(|source| MemoryError::Map { size, source })?;
     // SAFETY: the range is exactly the mapping made above, which `mapping` keeps alive; MADV_HUGEPAGE changes no contents.
     let advice = unsafe { libc::madvise(mapping.as_ptr().cast(), size, libc::MADV_HUGEPAGE) };
     if advice != 0 {
@@ -54,12 +82,26 @@ fn region(base: u64, size: usize) -> Result<GuestRegion, MemoryError> {
     GuestRegion::new(mapping, GuestAddress::new(base)).ok_or(MemoryError::Range { base, size })
 }
 
-/// Maps zeroed guest RAM: `(guest-physical base, size in bytes)` for each region, sorted and apart.
+fn memory_file(size: usize) -> std::io::Result<File> {
+    let file = File::from(rustix::fs::memfd_create(c"guest-ram", MemfdFlags::CLOEXEC)?);
+    file.set_len(size as u64)?;
+    Ok(file)
+}
+
+/// Maps zeroed guest RAM that is nobody else's: `(guest-physical base, size in bytes)` for each region, sorted and apart.
 ///
 /// # Errors
 /// [`MemoryError`] when the host has no room or the regions do not fit together.
 pub fn allocate(regions: &[(u64, usize)]) -> Result<GuestMemory, MemoryError> {
-    let regions = regions.iter().map(|&(base, size)| region(base, size)).collect::<Result<Vec<_>, _>>()?;
+    allocate_for(Sharing::Private, regions)
+}
+
+/// As [`allocate`], for those who may map it.
+///
+/// # Errors
+/// As [`allocate`].
+pub fn allocate_for(sharing: Sharing, regions: &[(u64, usize)]) -> Result<GuestMemory, MemoryError> {
+    let regions = regions.iter().map(|&(base, size)| region(base, size, sharing)).collect::<Result<Vec<_>, _>>()?;
     GuestMemory::from_regions(regions).map_err(MemoryError::Layout)
 }
 
@@ -75,6 +117,18 @@ mod tests {
         let before = high.bitmap().pages().watch(0x3010, 16);
         memory.write_slice(&[1, 2, 3], GuestAddress((1 << 32) + 0x3012)).unwrap();
         assert_eq!(high.bitmap().pages().generation(3), before + 1);
+    }
+
+    #[test]
+    fn shared_ram_is_in_files_that_another_mapping_sees() {
+        use std::os::unix::fs::FileExt;
+        let memory = allocate_for(Sharing::Shared, &[(0, 1 << 20), (1 << 32, 1 << 20)]).unwrap();
+        memory.write_slice(b"hello", GuestAddress((1 << 32) + 100)).unwrap();
+        let mut seen = [0; 5];
+        let high = memory.find_region(GuestAddress(1 << 32)).unwrap();
+        high.file_offset().unwrap().file().read_exact_at(&mut seen, 100).unwrap();
+        assert_eq!(&seen, b"hello");
+        assert!(allocate(&[(0, 1 << 20)]).unwrap().iter().all(|region| region.file_offset().is_none()));
     }
 
     #[test]

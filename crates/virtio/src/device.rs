@@ -59,6 +59,11 @@ pub trait VirtioDevice: Send {
         0
     }
 
+    /// Which of [`features::TRANSPORT`] are offered for this device: all, unless something outside serves its queues.
+    fn transport_features(&self) -> u64 {
+        features::TRANSPORT
+    }
+
     /// The largest size of each queue: powers of two up to 32768. Its length is the number of queues.
     fn queue_sizes(&self) -> &[u16];
 

@@ -1,7 +1,8 @@
 //! The virtio-mmio transport, its queues, and one module a device.
 //!
 //! Modelled is virtio 1.3 with the MMIO transport of section 4.2, register layout version 2, and split queues (2.7) with indirect
-//! descriptors and used-buffer event indices. Devices here: [`rng`] (5.4), [`vsock`] (5.10) and [`nsm`] (device id 33).
+//! descriptors and used-buffer event indices. Devices here: [`rng`] (5.4), [`vsock`] (5.10), the same with
+//! another process behind it ([`vhost_user_vsock`]), and [`nsm`] (device id 33).
 //!
 //! [`MmioTransport`] is what the bus sees; it owns the registers and a [`VirtioDevice`]. When the driver is ready the device is
 //! given its [`VirtQueue`]s and an [`Interrupt`], all of which it may move to another thread: [`VirtioDevice::notify`] may serve the
@@ -25,6 +26,7 @@ mod queue;
 pub mod rng;
 #[cfg(test)]
 mod testing;
+pub mod vhost_user_vsock;
 pub mod vsock;
 
 pub use device::{Activation, DeviceError, VirtioDevice, features};

@@ -170,7 +170,7 @@ impl MmioTransport {
     }
 
     fn offered_features(&self) -> u64 {
-        self.device.features() | features::TRANSPORT
+        self.device.features() | self.device.transport_features()
     }
 
     fn has(&self, bit: u32) -> bool {

@@ -136,6 +136,21 @@ impl VirtQueue {
         Self { queue, memory, interrupt, enabled, budget: MAX_CHAINS_PER_NOTIFICATION }
     }
 
+    /// How many entries it has.
+    pub(crate) fn size(&self) -> u16 {
+        self.queue.size()
+    }
+
+    /// Guest-physical addresses of the descriptor table, the driver's ring and the device's.
+    pub(crate) fn ring_addresses(&self) -> [u64; 3] {
+        [self.queue.desc_table(), self.queue.avail_ring(), self.queue.used_ring()]
+    }
+
+    /// The memory that it is in.
+    pub(crate) fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
     /// Starts serving a notification: what follows may consume a bounded number of chains.
     pub fn begin(&mut self) {
         self.budget = MAX_CHAINS_PER_NOTIFICATION;

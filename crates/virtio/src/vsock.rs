@@ -4,6 +4,9 @@
 //! on the event loop's; waking another thread for each packet would cost more than the packet. A packet leaves the transmit queue only while the host's side
 //! has room for its answer, so neither side can make the other hold more than it should.
 //!
+//! A driver only frees memory when it hears that its packets were taken, so it hears of that with the next packet for it, after some packets, or soon
+//! ([`TOLD_WITHIN_NS`]): an interrupt for each packet would cost a guest more than the packet.
+//!
 //! Deliberately missing: SEQPACKET, which is not offered, and events: a machine of ours is never moved to another host.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -25,13 +28,19 @@ const RECEIVE: u16 = 0;
 const TRANSMIT: u16 = 1;
 
 /// Receive, transmit and event queue.
-const QUEUE_SIZES: [u16; 3] = [256, 256, 16];
+pub(crate) const QUEUE_SIZES: [u16; 3] = [256, 256, 16];
 
 /// Packets of each queue that are served before others on the event loop get their turn.
 const PACKETS_A_TURN: usize = 128;
 
 /// Most bytes of payload that are put into one buffer of the guest's.
 const MAX_ROOM: u64 = 64 << 10;
+
+/// Packets of the guest's that may have been taken without its knowing. A quarter of the queue: it must never have to wait for this.
+const UNTOLD: usize = 64;
+
+/// How long it may take until the guest hears that a packet was taken, in nanoseconds.
+pub const TOLD_WITHIN_NS: u64 = 1_000_000;
 
 /// Broken queues that are logged before a device goes quiet.
 const LOGGED_FAILURES: u32 = 16;
@@ -45,6 +54,8 @@ struct Active {
     transmit: VirtQueue,
     /// Taken from the receive queue for a packet that was gone by then.
     spare: Option<Chain>,
+    /// Packets of the guest's that it has not heard of being taken.
+    untold: usize,
     /// The packet under way, of either direction.
     packet: Vec<u8>,
     interrupt: Interrupt,
@@ -77,8 +88,17 @@ impl Active {
         self.receive.begin();
         let more_from_guest = self.serve_transmit(host).map_err(broken(TRANSMIT))?;
         host.flush();
-        let more_to_guest = self.serve_receive(host).map_err(broken(RECEIVE))?;
+        let (told, more_to_guest) = self.serve_receive(host).map_err(broken(RECEIVE))?;
         host.flush();
+        let overdue = host.take_due();
+        if self.untold > 0 {
+            if told || overdue || self.untold >= UNTOLD {
+                self.transmit.signal().map_err(broken(TRANSMIT))?;
+                self.untold = 0;
+            } else {
+                host.pump_within(TOLD_WITHIN_NS);
+            }
+        }
         // While answers wait for the guest its packets wait too; its next buffer brings us back.
         Ok((more_from_guest && host.can_receive()) || more_to_guest)
     }
@@ -101,14 +121,12 @@ impl Active {
             self.transmit.push(chain, 0)?;
             count += 1;
         }
-        if count > 0 {
-            self.transmit.signal()?;
-        }
+        self.untold += count;
         Ok(!drained)
     }
 
-    /// Gives the guest packets.
-    fn serve_receive(&mut self, host: &mut HostGuard<'_>) -> Result<Unfinished, QueueError> {
+    /// Gives the guest packets; the first flag says whether it got any.
+    fn serve_receive(&mut self, host: &mut HostGuard<'_>) -> Result<(bool, Unfinished), QueueError> {
         let mut count = 0;
         while count < PACKETS_A_TURN && host.has_packets() {
             let chain = match self.spare.take() {
@@ -132,7 +150,7 @@ impl Active {
         if count > 0 {
             self.receive.signal()?;
         }
-        Ok(count == PACKETS_A_TURN)
+        Ok((count > 0, count == PACKETS_A_TURN))
     }
 }
 
@@ -208,6 +226,14 @@ impl VsockDevice {
     }
 }
 
+/// Configuration space, section 5.10.4: the guest's CID.
+pub(crate) fn read_cid(guest_cid: u64, offset: u64, data: &mut [u8]) {
+    let config = guest_cid.to_le_bytes();
+    for (at, byte) in (offset..).zip(data) {
+        *byte = usize::try_from(at).ok().and_then(|at| config.get(at)).copied().unwrap_or(0);
+    }
+}
+
 impl VirtioDevice for VsockDevice {
     fn name(&self) -> &str {
         "vsock"
@@ -225,18 +251,21 @@ impl VirtioDevice for VsockDevice {
         &QUEUE_SIZES
     }
 
-    /// Section 5.10.4: the guest's CID.
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = self.guest_cid.to_le_bytes();
-        for (at, byte) in (offset..).zip(data) {
-            *byte = usize::try_from(at).ok().and_then(|at| config.get(at)).copied().unwrap_or(0);
-        }
+        read_cid(self.guest_cid, offset, data);
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
         let mut queues = activation.queues.into_iter();
         if let (Some(receive), Some(transmit)) = (queues.next(), queues.next()) {
-            let active = Active { receive, transmit, spare: None, packet: Vec::new(), interrupt: activation.interrupt };
+            let active = Active {
+                receive,
+                transmit,
+                spare: None,
+                untold: 0,
+                packet: Vec::new(),
+                interrupt: activation.interrupt,
+            };
             *self.shared.active() = Some(active);
             self.shared.host.lock().go_online();
             // Buffers may have been there before the driver was ready.

@@ -34,11 +34,9 @@ impl Bench {
         let clock = Arc::new(MonotonicClock::start());
         let events = EventLoop::start(clock.clone()).unwrap();
         let options = Options {
-            guest_cid: GUEST,
-            host_cid: PARENT_CID,
             uds_path: Some(directory.path().join("v.sock")),
-            forwards: Vec::new(),
             heartbeat: Some(Heartbeat::default()),
+            ..Options::new(GUEST, PARENT_CID)
         };
         let surroundings = Surroundings { events: events.handle(), clock, power: PowerControl::new() };
         let host = Host::start(&options, surroundings).unwrap();

@@ -83,6 +83,9 @@ pub fn launch(command_line: &CommandLine) -> Result<ExitStatus, LaunchError> {
     let end = attend(&mut machine, &serial);
     if command_line.stats {
         print_statistics(&mut io::stderr(), started.elapsed(), &machine.statistics());
+        if let Some(vsock) = machine.vsock_statistics() {
+            print_vsock_statistics(&mut io::stderr(), &vsock);
+        }
     }
     let status = end.as_ref().map_or(ExitStatus::Failed, |end| ExitStatus::of(kind, *end));
     if status.is_death() && serial != SerialBackend::Stdio {
@@ -142,6 +145,30 @@ fn print_statistics(to: &mut dyn Write, elapsed: Duration, vcpus: &[Vec<(&'stati
             line(&format!("vCPU {id}: "), name, *count);
         }
     }
+    // Statistics are not worth failing a run for.
+    let _ = to.write_all(text.as_bytes());
+}
+
+/// Prints what the vsock has counted.
+fn print_vsock_statistics(to: &mut dyn Write, counted: &vsock::Statistics) {
+    // Destructured, so that what is counted is printed.
+    let vsock::Statistics {
+        connections,
+        most_connections,
+        refused,
+        resets,
+        bad_packets,
+        bytes_from_guest,
+        bytes_to_guest,
+        stalls_from_guest,
+        stalls_to_guest,
+    } = counted;
+    let text = format!(
+        "vmm: stats: vsock connections {connections} (at most {most_connections} at a time), refused {refused}, \
+         resets {resets}, bad packets {bad_packets}\n\
+         vmm: stats: vsock bytes from the guest {bytes_from_guest}, data that had to wait {stalls_from_guest}\n\
+         vmm: stats: vsock bytes to the guest {bytes_to_guest}, data that had to wait {stalls_to_guest}\n"
+    );
     // Statistics are not worth failing a run for.
     let _ = to.write_all(text.as_bytes());
 }

@@ -3,7 +3,6 @@
 //! No socket, no queue, no clock. What the guest can make this hold is bounded: [`MAX_CONNECTIONS`] with two buffers each, and [`MAX_REPLIES`] resets, after which
 //! the guest's packets have to wait ([`Endpoint::can_receive`]).
 
-use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 
 use crate::connection::{Connection, State};
@@ -26,9 +25,9 @@ const FIRST_HOST_PORT: u32 = 1 << 30;
 /// A connection's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key {
-    /// As whom the guest knows the host: [`HOST_CID`] or [`PARENT_CID`].
+    /// As whom the guest knows the host: [`HOST_CID`] or [`PARENT_CID`]; or another guest's CID.
     pub host_cid: u64,
-    /// The host's port.
+    /// The port there.
     pub host_port: u32,
     /// The guest's port.
     pub guest_port: u32,
@@ -56,6 +55,14 @@ pub struct Statistics {
     pub refused: u64,
     /// Packets that broke the rules or belonged to no connection.
     pub bad_packets: u64,
+    /// Resets that the guest was sent, refusals among them.
+    pub resets: u64,
+    /// How often data had to wait because the guest had no room for it.
+    pub stalls_to_guest: u64,
+    /// How often data had to wait because the host's side did not take it at once.
+    pub stalls_from_guest: u64,
+    /// The most connections that there were at a time.
+    pub most_connections: u64,
     /// Bytes of data that the guest sent.
     pub bytes_from_guest: u64,
     /// Bytes of data that the guest was sent.
@@ -72,6 +79,8 @@ pub struct Endpoint {
     /// Connections with something to send, in turn.
     ready: VecDeque<Key>,
     next_port: u32,
+    /// CIDs beyond the host's are other guests', not nobody's.
+    peers: bool,
     statistics: Statistics,
 }
 
@@ -84,8 +93,24 @@ impl Endpoint {
             replies: VecDeque::new(),
             ready: VecDeque::new(),
             next_port: FIRST_HOST_PORT,
+            peers: false,
             statistics: Statistics::default(),
         }
+    }
+
+    /// Lets the guest connect to CIDs of other guests, not only to the host's two.
+    pub fn allow_peers(&mut self) {
+        self.peers = true;
+    }
+
+    /// Whether this can be another guest's CID.
+    pub fn is_peer(&self, cid: u64) -> bool {
+        self.peers && cid > PARENT_CID && cid < u64::from(u32::MAX) && cid != self.guest_cid
+    }
+
+    /// The guest's CID.
+    pub fn guest_cid(&self) -> u64 {
+        self.guest_cid
     }
 
     /// What has been counted so far.
@@ -122,7 +147,8 @@ impl Endpoint {
             self.statistics.bad_packets += 1;
             return None;
         }
-        if !matches!(header.dst_cid, HOST_CID | PARENT_CID) || header.kind != TYPE_STREAM {
+        let known = matches!(header.dst_cid, HOST_CID | PARENT_CID) || self.is_peer(header.dst_cid);
+        if !known || header.kind != TYPE_STREAM {
             self.refuse(header);
             return None;
         }
@@ -146,6 +172,7 @@ impl Endpoint {
                 match data.filter(|data| connection.push_incoming(data, |data| deliver(key, data))) {
                     Some(data) => {
                         self.statistics.bytes_from_guest += data.len() as u64;
+                        self.statistics.stalls_from_guest += u64::from(!connection.incoming().0.is_empty());
                         Some(Event::Changed(key))
                     }
                     None => self.break_off(key, header),
@@ -178,8 +205,13 @@ impl Endpoint {
             self.reply(header);
             return None;
         }
-        self.connections.insert(key, Connection::requested(header));
+        self.insert(key, Connection::requested(header));
         Some(Event::Requested(key))
+    }
+
+    fn insert(&mut self, key: Key, connection: Connection) {
+        self.connections.insert(key, connection);
+        self.statistics.most_connections = self.statistics.most_connections.max(self.connections.len() as u64);
     }
 
     /// Resets what there is no connection for.
@@ -203,6 +235,7 @@ impl Endpoint {
 
     /// Queues a reset in answer to `header`.
     fn reply(&mut self, header: &Header) {
+        self.statistics.resets += 1;
         self.replies.push_back(Header {
             src_cid: header.dst_cid,
             dst_cid: header.src_cid,
@@ -248,6 +281,7 @@ impl Endpoint {
                 kind: TYPE_STREAM,
                 ..Header::default()
             };
+            self.statistics.stalls_to_guest += u64::from(op == op::CREDIT_REQUEST);
             self.statistics.bytes_to_guest += connection.emit(op, header, room, out) as u64;
             self.schedule(key);
             return Some(Some(key));
@@ -265,12 +299,20 @@ impl Endpoint {
             let key = Key { host_cid, host_port: self.next_port, guest_port };
             // The upper half of the ports, again and again, without VMADDR_PORT_ANY.
             self.next_port = if self.next_port >= u32::MAX - 1 { FIRST_HOST_PORT } else { self.next_port + 1 };
-            if let Entry::Vacant(free) = self.connections.entry(key) {
-                free.insert(Connection::offered());
-                self.schedule(key);
+            if self.connect_as(key) {
                 return Some(key);
             }
         }
+    }
+
+    /// Opens a connection to the guest under a name that another guest has chosen; false when there are too many or it is taken.
+    pub fn connect_as(&mut self, key: Key) -> bool {
+        if self.connections.len() >= MAX_CONNECTIONS || self.connections.contains_key(&key) {
+            return false;
+        }
+        self.insert(key, Connection::offered());
+        self.schedule(key);
+        true
     }
 
     /// Accepts a connection that the guest asked for.
@@ -286,6 +328,7 @@ impl Endpoint {
     pub fn reset(&mut self, key: Key) {
         if let Some(connection) = self.connections.remove(&key) {
             self.statistics.refused += u64::from(connection.state != State::Established);
+            self.statistics.resets += 1;
             self.replies.push_back(Header {
                 src_cid: key.host_cid,
                 dst_cid: self.guest_cid,
@@ -340,7 +383,7 @@ impl Endpoint {
 
     /// Forgets everything but the statistics, as after a reset of the guest's driver.
     pub fn clear(&mut self) {
-        let Self { guest_cid: _, connections, replies, ready, next_port: _, statistics: _ } = self;
+        let Self { guest_cid: _, connections, replies, ready, next_port: _, peers: _, statistics: _ } = self;
         connections.clear();
         replies.clear();
         ready.clear();

@@ -148,11 +148,11 @@ fn room_that_the_host_made_is_announced_in_time() {
     let mut endpoint = connected();
     let piece = vec![1; RECEIVE_BUFFER];
     endpoint.receive(&data(&piece), &piece);
-    endpoint.consume(KEY, RECEIVE_BUFFER / 4 - 1);
+    endpoint.consume(KEY, RECEIVE_BUFFER / 2 - 1);
     assert!(!endpoint.has_packets(), "not for little");
     endpoint.consume(KEY, 1);
     let (header, _) = next(&mut endpoint).unwrap();
-    assert_eq!((header.op, header.fwd_cnt as usize), (op::CREDIT_UPDATE, RECEIVE_BUFFER / 4));
+    assert_eq!((header.op, header.fwd_cnt as usize), (op::CREDIT_UPDATE, RECEIVE_BUFFER / 2));
     assert!(!endpoint.has_packets());
     endpoint.receive(&packet(op::CREDIT_REQUEST), &[]);
     assert_eq!(ops(&mut endpoint), [op::CREDIT_UPDATE]);

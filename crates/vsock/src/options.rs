@@ -10,6 +10,9 @@ use thiserror::Error;
 /// The port on which an enclave's init expects its parent to answer.
 pub const HEARTBEAT_PORT: u32 = 9000;
 
+/// [`Options::greeting_timeout`] where the user says nothing.
+pub const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// A vsock and what it reaches on the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
@@ -24,6 +27,28 @@ pub struct Options {
     pub forwards: Vec<Forward>,
     /// Answers an enclave's heartbeat, unless something of the user's does.
     pub heartbeat: Option<Heartbeat>,
+    /// A directory in which guests find each other by CID: each listens on the socket `CID.sock` there.
+    pub group: Option<PathBuf>,
+    /// How long a client of the hybrid socket, or another member of the group, may take to say what it wants.
+    pub greeting_timeout: Duration,
+    /// The socket of a vhost-user process that is the other side in place of all this; it must know the same CID.
+    pub vhost_user: Option<PathBuf>,
+}
+
+impl Options {
+    /// A vsock that reaches nothing yet.
+    pub fn new(guest_cid: u32, host_cid: u64) -> Self {
+        Self {
+            guest_cid,
+            host_cid,
+            uds_path: None,
+            forwards: Vec::new(),
+            heartbeat: None,
+            group: None,
+            greeting_timeout: GREETING_TIMEOUT,
+            vhost_user: None,
+        }
+    }
 }
 
 /// The heartbeat of an enclave's init.

@@ -79,6 +79,9 @@ pub enum MachineError {
     /// The vsock's sockets on the host cannot be had.
     #[error("the vsock cannot be connected to the host")]
     Vsock(#[from] vsock::VsockError),
+    /// The process that is to be the vsock's other side cannot be had.
+    #[error(transparent)]
+    VhostUser(#[from] virtio::vhost_user_vsock::VhostUserError),
     /// The event loop cannot be started.
     #[error(transparent)]
     EventLoop(#[from] event_loop::EventLoopError),

@@ -10,10 +10,11 @@ use boot::{Decompressor, Request};
 use bus::{MonotonicClock, PowerControl, PowerRequest};
 use chipset::uart::Uart;
 use event_loop::EventLoop;
-use guest_memory::GuestMemory;
+use guest_memory::{GuestMemory, Sharing};
 use tracing::{debug, info};
 use virtio::VirtioDevice;
 use virtio::rng::Rng;
+use virtio::vhost_user_vsock::VhostUserVsock;
 use virtio::vsock::VsockDevice;
 use x86::paging::PAGE_SIZE;
 use x86::{CpuState, msr};
@@ -65,6 +66,7 @@ pub struct Machine {
     vcpus: Vec<Box<dyn Vcpu>>,
     board: Arc<Board>,
     power: PowerControl,
+    vsock: Option<vsock::Host>,
     /// Stopped when the machine is dropped.
     _event_loop: EventLoop,
 }
@@ -104,13 +106,20 @@ impl Machine {
         let clock = Arc::new(MonotonicClock::start());
         let event_loop = EventLoop::start(clock.clone())?;
         let power = PowerControl::new();
-        if let Some(vsock) = &options.vsock {
-            let surroundings =
-                vsock::Surroundings { events: event_loop.handle(), clock: clock.clone(), power: power.clone() };
-            let host = vsock::Host::start(vsock, surroundings)?;
+        let (mut vsock, mut sharing) = (None, Sharing::Private);
+        if let Some(wanted) = &options.vsock {
             let events = event_loop.handle();
-            let run_soon = Box::new(move |task| events.run_soon(task));
-            devices.push(Box::new(VsockDevice::new(vsock.guest_cid, host, run_soon)));
+            if let Some(path) = &wanted.vhost_user {
+                devices.push(Box::new(VhostUserVsock::connect(path, wanted.guest_cid, events)?));
+                sharing = Sharing::Shared;
+            } else {
+                let surroundings =
+                    vsock::Surroundings { events: events.clone(), clock: clock.clone(), power: power.clone() };
+                let host = vsock::Host::start(wanted, surroundings)?;
+                let run_soon = Box::new(move |task| events.run_soon(task));
+                devices.push(Box::new(VsockDevice::new(wanted.guest_cid, host.clone(), run_soon)));
+                vsock = Some(host);
+            }
         }
         if options.rng {
             devices.push(Box::new(Rng::new()) as Box<dyn VirtioDevice>);
@@ -118,7 +127,7 @@ impl Machine {
         let (low, high) = address_map::split_ram(options.memory);
         let regions = [(0, low), (address_map::HIGH_RAM, high)];
         let regions: Vec<_> = regions.iter().filter(|r| r.1 > 0).map(|&(base, size)| (base, size as usize)).collect();
-        let memory = guest_memory::allocate(&regions)?;
+        let memory = guest_memory::allocate_for(sharing, &regions)?;
         let vm = accelerator.create_vm(VmConfig { vcpus: options.cpus, memory: memory.clone() })?;
         let parts = Parts {
             memory: &memory,
@@ -133,7 +142,7 @@ impl Machine {
         let vcpus = (0..options.cpus).map(|id| vm.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
         let kickers: Vec<_> = vcpus.iter().map(|vcpu| vcpu.kicker()).collect();
         power.on_request(move |_| kickers.iter().for_each(|kicker| kicker.kick()));
-        let mut machine = Self { options, variant, memory, vm, vcpus, board, power, _event_loop: event_loop };
+        let mut machine = Self { options, variant, memory, vm, vcpus, board, power, vsock, _event_loop: event_loop };
         machine.start(payload)?;
         Ok(machine)
     }
@@ -158,6 +167,11 @@ impl Machine {
     /// What each vCPU has counted so far.
     pub fn statistics(&self) -> Vec<Vec<(&'static str, u64)>> {
         self.vcpus.iter().map(|vcpu| vcpu.statistics()).collect()
+    }
+
+    /// What the vsock has counted so far, where its other side is ours.
+    pub fn vsock_statistics(&self) -> Option<vsock::Statistics> {
+        self.vsock.as_ref().map(|host| host.lock().statistics())
     }
 
     /// Runs until the machine ends, and says how: never [`PowerRequest::Fatal`], and [`PowerRequest::Reset`] or [`PowerRequest::Crash`] only with

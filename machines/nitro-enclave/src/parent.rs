@@ -9,10 +9,7 @@ pub const DEFAULT_CID: u32 = 16;
 /// `heartbeat_timeout` of its start the run ends.
 pub fn parent(cid: u32, heartbeat_timeout: Option<Duration>) -> vsock::Options {
     vsock::Options {
-        guest_cid: cid,
-        host_cid: vsock::PARENT_CID,
-        uds_path: None,
-        forwards: Vec::new(),
         heartbeat: Some(vsock::Heartbeat { timeout: heartbeat_timeout }),
+        ..vsock::Options::new(cid, vsock::PARENT_CID)
     }
 }

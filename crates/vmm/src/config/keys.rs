@@ -220,6 +220,27 @@ pub(crate) static KEYS: &[Key] = &[
             Ok(())
         },
     ),
+    Key::new(
+        "vsock.group",
+        "DIRECTORY",
+        "guests that name the same directory reach each other by CID, from 4 up [none]",
+        |s, g, b| put_some(&mut s.vsock.group, g, b),
+    ),
+    Key::new(
+        "vsock.greeting-timeout",
+        "SECONDS",
+        "turn a client of uds-path away that has not said CONNECT <port> by then [10]",
+        |s, g, b| {
+            s.vsock.greeting_timeout = Seconds::from_given(g, b)?.0;
+            Ok(())
+        },
+    ),
+    Key::new(
+        "vsock.vhost-user",
+        "PATH",
+        "the socket of a vhost-user process, such as vhost-device-vsock, that is the vsock's other side [none: vmm is]",
+        |s, g, b| put_some(&mut s.vsock.vhost_user, g, b),
+    ),
 ];
 
 /// The key with that path.
@@ -258,6 +279,8 @@ fn synonym(name: &str) -> Option<&'static str> {
         "enclave-cid" | "guest-cid" => "enclave.cid",
         "uds" | "socket" => "vsock.uds-path",
         "forwards" | "vsock-proxy" => "vsock.forward",
+        "vhost-user-socket" => "vsock.vhost-user",
+        "groups" => "vsock.group",
         "console" | "chardev" | "tty" | "attach-console" => "serial.backend",
         _ => return None,
     })

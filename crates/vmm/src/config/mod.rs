@@ -209,28 +209,39 @@ struct VsockSettings {
     cid: Option<u32>,
     uds_path: Option<PathBuf>,
     forwards: Vec<vsock::Forward>,
+    group: Option<PathBuf>,
+    greeting_timeout: Duration,
+    vhost_user: Option<PathBuf>,
 }
 
 impl VsockSettings {
     fn new() -> Self {
-        let (heartbeat_timeout, cid, uds_path, forwards) = (None, None, None, Vec::new());
-        Self { enclave_cid: nitro_enclave::DEFAULT_CID, heartbeat_timeout, cid, uds_path, forwards }
+        Self {
+            enclave_cid: nitro_enclave::DEFAULT_CID,
+            heartbeat_timeout: None,
+            cid: None,
+            uds_path: None,
+            forwards: Vec::new(),
+            group: None,
+            greeting_timeout: vsock::GREETING_TIMEOUT,
+            vhost_user: None,
+        }
+    }
+
+    /// Whether anything is said of what our own other side reaches.
+    fn reaches_something(&self) -> bool {
+        self.uds_path.is_some() || !self.forwards.is_empty() || self.group.is_some()
     }
 
     /// The vsock of a `machine`: an enclave always has one, a microvm where it has a CID.
     fn options(self, machine: MachineType) -> Option<vsock::Options> {
-        let Self { enclave_cid, heartbeat_timeout, cid, uds_path, forwards } = self;
+        let Self { enclave_cid, heartbeat_timeout, cid, uds_path, forwards, group, greeting_timeout, vhost_user } =
+            self;
         let bare = match machine {
             MachineType::NitroEnclave => nitro_enclave::parent(enclave_cid, heartbeat_timeout),
-            MachineType::Microvm => vsock::Options {
-                guest_cid: cid?,
-                host_cid: vsock::HOST_CID,
-                uds_path: None,
-                forwards: Vec::new(),
-                heartbeat: None,
-            },
+            MachineType::Microvm => vsock::Options::new(cid?, vsock::HOST_CID),
         };
-        Some(vsock::Options { uds_path, forwards, ..bare })
+        Some(vsock::Options { uds_path, forwards, group, greeting_timeout, vhost_user, ..bare })
     }
 }
 
@@ -359,7 +370,14 @@ impl Resolver {
             }
         }
         let vsock = &self.settings.vsock;
-        let unused = vsock.cid.is_none() && (vsock.uds_path.is_some() || !vsock.forwards.is_empty());
+        let (foreign, reaches) = (vsock.vhost_user.is_some(), vsock.reaches_something());
+        let watched = vsock.heartbeat_timeout.is_some() && self.settings.machine == Some(MachineType::NitroEnclave);
+        let unused = vsock.cid.is_none() && (reaches || foreign);
+        if foreign && (reaches || watched) {
+            let message = "the other process decides what the vsock reaches: no uds-path, forward, group or \
+                           heartbeat-timeout beside it";
+            self.missing("vsock.vhost-user", message.to_owned());
+        }
         if unused && self.settings.machine == Some(MachineType::Microvm) && !mentioned(&self.problems, "vsock.cid") {
             self.missing("vsock.cid", "a microvm has no vsock without a CID, such as --set vsock.cid=3".to_owned());
         }

@@ -117,6 +117,10 @@ fn an_enclave_always_has_a_vsock_and_a_microvm_where_it_has_a_cid() {
     assert_eq!(vsock(&["-M", "microvm", "--kernel", "k"]), None);
     let with_cid = vsock(&["-M", "microvm", "--kernel", "k", "--set", "vsock.cid=3"]).unwrap();
     assert_eq!((with_cid.guest_cid, with_cid.host_cid, with_cid.heartbeat), (3, vsock::HOST_CID, None));
+    let outside = vsock(&["-M", "nitro-enclave", "--kernel", "k", "--set", "vsock.vhost-user=v.sock"]).unwrap();
+    assert_eq!(outside.vhost_user.as_deref(), Some(Path::new("v.sock")));
+    let both = ["-M", "nitro-enclave", "--kernel", "k", "--set", "vsock.vhost-user=a", "--set", "vsock.group=b"];
+    assert!(mistakes(None, &both).starts_with("vsock.vhost-user: the other process decides what the vsock reaches"));
     let text = mistakes(None, &["-M", "microvm", "--kernel", "k", "--set", "vsock.uds-path=v.sock"]);
     assert_eq!(text, "vsock.cid: a microvm has no vsock without a CID, such as --set vsock.cid=3");
 }

@@ -14,16 +14,39 @@ use crate::{Endpoint, Key};
 /// Reads of a socket before others get their turn.
 const READS_A_TURN: usize = 4;
 
-/// Longest `CONNECT <port>\n`.
-const LONGEST_GREETING: usize = 32;
+/// Longest line that opens a connection.
+const LONGEST_GREETING: usize = 64;
+
+/// What a line that opens a connection says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Greeting {
+    /// `CONNECT <port>`: a client of the hybrid socket wants this port of the guest's.
+    Client {
+        /// The guest's port.
+        port: u32,
+    },
+    /// `CONNECT <port> FROM <cid>:<port>`: another guest of the group does.
+    Member {
+        /// The guest's port.
+        port: u32,
+        /// The other guest.
+        cid: u32,
+        /// Its port.
+        from: u32,
+    },
+    /// `OK <port>`: another guest of the group has accepted.
+    Accepted,
+}
 
 /// How far a socket has got.
 #[derive(Debug)]
 pub(super) enum Stage {
-    /// A client of the hybrid socket that has said this much of `CONNECT <port>\n`.
-    Greeting(Vec<u8>),
+    /// A client of the hybrid socket, or another member of the group, that has said this much of its first line.
+    Greeting { member: bool, said: Vec<u8> },
     /// The guest's connection waits until the socket is connected.
     Connecting(Key),
+    /// The guest's connection waits until another guest of the group accepts it, which has said this much of `OK <port>\n`.
+    Introduced(Key, Vec<u8>),
     /// The socket's connection waits for the guest, and its client perhaps for `OK <port>\n`.
     Offered { greeted: bool },
     /// Both sides are there.
@@ -53,7 +76,7 @@ impl Link {
     /// What it waits for now.
     pub(super) fn wanted(&self, endpoint: &Endpoint) -> Interest {
         match &self.stage {
-            Stage::Greeting(_) => Interest::READ,
+            Stage::Greeting { .. } | Stage::Introduced(..) => Interest::READ,
             Stage::Connecting(_) | Stage::Draining(_) => Interest::WRITE,
             Stage::Offered { .. } => Interest::NONE,
             Stage::Open(key) => Interest {
@@ -63,12 +86,12 @@ impl Link {
         }
     }
 
-    /// Takes what is there of a client's first line, and nothing that follows it. `Ok(None)` when there is more to come.
+    /// Takes what is there of the first line, and nothing that follows it. `Ok(None)` when there is more to come.
     ///
     /// # Errors
-    /// Why the client is hopeless.
-    pub(super) fn greeting(&mut self) -> io::Result<Option<u32>> {
-        let Stage::Greeting(said) = &mut self.stage else { return Ok(None) };
+    /// Why the other side is hopeless.
+    pub(super) fn greeting(&mut self) -> io::Result<Option<Greeting>> {
+        let (Stage::Greeting { said, .. } | Stage::Introduced(_, said)) = &mut self.stage else { return Ok(None) };
         let mut bytes = [0; LONGEST_GREETING];
         let count = match self.socket.peek(&mut bytes) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -143,7 +166,12 @@ impl Link {
                     endpoint.shut_down(key, shutdown::SEND);
                 }
                 Ok(count) if count > 0 => {
+                    let drained = count < into.len();
                     endpoint.send(key, &into[..count]);
+                    if drained && !hangup {
+                        // There is nothing more now, or the event loop says so again.
+                        return;
+                    }
                 }
                 Err(error) if is_later(&error) => return,
                 // The client is gone altogether.
@@ -187,11 +215,20 @@ pub(super) fn is_later(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
-/// The port of `CONNECT <port>\n`.
-fn parse_greeting(line: &[u8]) -> Option<u32> {
-    let mut words = std::str::from_utf8(line).ok()?.split_ascii_whitespace();
-    let (command, port, rest) = (words.next()?, words.next()?, words.next());
-    (command.eq_ignore_ascii_case("connect") && rest.is_none()).then(|| port.parse().ok())?
+/// What a first line says, if it is one.
+pub(super) fn parse_greeting(line: &[u8]) -> Option<Greeting> {
+    let words: Vec<&str> = std::str::from_utf8(line).ok()?.split_ascii_whitespace().collect();
+    match *words.as_slice() {
+        [connect, port] if connect.eq_ignore_ascii_case("connect") => {
+            Some(Greeting::Client { port: port.parse().ok()? })
+        }
+        [connect, port, "FROM", other] if connect.eq_ignore_ascii_case("connect") => {
+            let (cid, from) = other.split_once(':')?;
+            Some(Greeting::Member { port: port.parse().ok()?, cid: cid.parse().ok()?, from: from.parse().ok()? })
+        }
+        ["OK", port] => port.parse::<u32>().ok().map(|_| Greeting::Accepted),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -200,11 +237,19 @@ mod tests {
 
     #[test]
     fn only_a_connect_with_one_port_is_a_greeting() {
-        assert_eq!(parse_greeting(b"CONNECT 52\n"), Some(52));
-        assert_eq!(parse_greeting(b"connect 4294967294\r\n"), Some(u32::MAX - 1));
-        for line in
-            [&b"CONNECT\n"[..], b"CONNECT 1 2\n", b"CONNECT x\n", b"GET / HTTP/1.1\n", b"\xff 1\n", b"CONNECT -1\n"]
-        {
+        assert_eq!(parse_greeting(b"CONNECT 52\n"), Some(Greeting::Client { port: 52 }));
+        assert_eq!(parse_greeting(b"connect 4294967294\r\n"), Some(Greeting::Client { port: u32::MAX - 1 }));
+        assert_eq!(parse_greeting(b"CONNECT 52 FROM 16:7\n"), Some(Greeting::Member { port: 52, cid: 16, from: 7 }));
+        for line in [
+            &b"CONNECT\n"[..],
+            b"CONNECT 1 2\n",
+            b"CONNECT x\n",
+            b"GET / HTTP/1.1\n",
+            b"\xff 1\n",
+            b"CONNECT -1\n",
+            b"OK\n",
+            b"CONNECT 5 FROM 7\n",
+        ] {
             assert_eq!(parse_greeting(line), None);
         }
     }

@@ -13,6 +13,7 @@ mod tests;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use bus::{Clock, PowerControl, PowerRequest, TimerTarget};
 use event_loop::{Interest, Ready, SourceId, TimerHandle};
@@ -20,9 +21,10 @@ use tracing::{debug, error, info, warn};
 
 use crate::packet::{Header, shutdown};
 use crate::{
-    Endpoint, Event, Forward, HEARTBEAT_PORT, Heartbeat, Key, MAX_CONNECTIONS, Options, Statistics, VsockError,
+    Endpoint, Event, Forward, HEARTBEAT_PORT, Heartbeat, Key, MAX_CONNECTIONS, Options, PARENT_CID, Statistics,
+    VsockError,
 };
-use link::{Link, Look, Stage};
+use link::{Greeting, Link, Look, Stage};
 use socket::{Listener, Socket, Target};
 
 /// What an enclave's init sends, and wants back.
@@ -66,6 +68,8 @@ pub struct Host(Arc<Mutex<Inner>>);
 enum Purpose {
     /// To the port that the client names.
     Hybrid,
+    /// To the port that another guest names.
+    Group,
     /// To this port.
     Port(u32),
 }
@@ -84,6 +88,11 @@ struct Inner {
     uds_path: Option<PathBuf>,
     /// By the host's port.
     forwards: HashMap<u32, Target>,
+    /// Where other guests listen.
+    group: Option<PathBuf>,
+    greeting_timeout_ns: u64,
+    /// Those who have yet to say what they want, and until when.
+    greetings: VecDeque<(u64, u64)>,
     heartbeat: Option<Heartbeat>,
     heartbeat_deadline: Option<u64>,
     /// Connections that we answer ourselves.
@@ -102,6 +111,10 @@ struct Inner {
     /// A driver is there.
     online: bool,
     pump: Option<Pump>,
+    /// When the device wants to be called even if there is no packet for the guest.
+    pump_at: Option<u64>,
+    /// That time has come.
+    pump_due: bool,
     scratch: Vec<u8>,
 }
 
@@ -115,7 +128,7 @@ fn enter<R>(me: &Weak<Mutex<Inner>>, work: impl FnOnce(&mut Inner) -> R) -> Opti
     let mut guard = lock(&inner);
     let result = work(&mut guard);
     guard.flush();
-    let pump = guard.pump.clone().filter(|_| guard.endpoint.has_packets());
+    let pump = guard.pump.clone().filter(|_| guard.endpoint.has_packets() || guard.pump_due);
     drop(guard);
     if let Some(pump) = pump {
         pump();
@@ -142,14 +155,22 @@ impl Host {
         if let Some(path) = &options.uds_path {
             listen.push((Target::Unix(path.clone()), Purpose::Hybrid));
         }
+        let mut endpoint = Endpoint::new(options.guest_cid.into());
+        if let Some(group) = &options.group {
+            listen.push((Target::Unix(member(group, options.guest_cid.into())), Purpose::Group));
+            endpoint.allow_peers();
+        }
         let host = Self(Arc::new_cyclic(|me| {
             Mutex::new(Inner {
                 me: me.clone(),
                 surroundings,
-                endpoint: Endpoint::new(options.guest_cid.into()),
+                endpoint,
                 host_cid: options.host_cid,
                 uds_path: options.uds_path.clone(),
                 forwards,
+                group: options.group.clone(),
+                greeting_timeout_ns: nanoseconds(options.greeting_timeout),
+                greetings: VecDeque::new(),
                 heartbeat: options.heartbeat,
                 heartbeat_deadline: None,
                 heartbeats: HashSet::new(),
@@ -163,6 +184,8 @@ impl Host {
                 timer: None,
                 online: false,
                 pump: None,
+                pump_at: None,
+                pump_due: false,
                 scratch: vec![0; READ_SIZE],
             })
         }));
@@ -241,6 +264,19 @@ impl HostGuard<'_> {
         }
     }
 
+    /// Has the pump called within so many nanoseconds, packets or not; [`HostGuard::take_due`] then says so.
+    pub fn pump_within(&mut self, nanoseconds: u64) {
+        if self.0.pump_at.is_none() {
+            self.0.pump_at = Some(self.0.surroundings.clock.now_ns().saturating_add(nanoseconds));
+            self.0.arm();
+        }
+    }
+
+    /// Whether the time of [`HostGuard::pump_within`] has come since this was last asked.
+    pub fn take_due(&mut self) -> bool {
+        std::mem::take(&mut self.0.pump_due)
+    }
+
     /// What has been counted.
     pub fn statistics(&self) -> Statistics {
         self.0.endpoint.statistics()
@@ -283,7 +319,8 @@ impl Inner {
             return;
         }
         match purpose {
-            Purpose::Hybrid => drop(self.add_link(socket, Stage::Greeting(Vec::new()))),
+            Purpose::Hybrid => self.greet(socket, false),
+            Purpose::Group => self.greet(socket, true),
             Purpose::Port(port) => {
                 let Some(key) = self.endpoint.connect(self.host_cid, port) else { return };
                 match self.add_link(socket, Stage::Offered { greeted: false }) {
@@ -291,6 +328,15 @@ impl Inner {
                     None => self.endpoint.reset(key),
                 }
             }
+        }
+    }
+
+    /// Waits for a client's first line, or another member's.
+    fn greet(&mut self, socket: Socket, member: bool) {
+        if let Some(id) = self.add_link(socket, Stage::Greeting { member, said: Vec::new() }) {
+            let deadline = self.surroundings.clock.now_ns().saturating_add(self.greeting_timeout_ns);
+            self.greetings.push_back((deadline, id));
+            self.arm();
         }
     }
 
@@ -365,6 +411,9 @@ impl Inner {
             warn!("vsock refused a connection to port {port}: there are too many");
             return self.endpoint.reset(key);
         }
+        if key.host_cid > PARENT_CID {
+            return self.reach_member(key);
+        }
         let hybrid = || self.uds_path.as_ref().map(|path| Target::Unix(with_port(path, port)));
         let outcome = self.forwards.get(&port).cloned().or_else(hybrid).map(|target| Socket::connect(&target));
         match outcome {
@@ -390,6 +439,29 @@ impl Inner {
                 info!("vsock refused the guest's connection to port {port}: {why}");
                 self.endpoint.reset(key);
             }
+        }
+    }
+
+    /// Asks another guest of the group for a connection.
+    fn reach_member(&mut self, key: Key) {
+        let Some(group) = &self.group else { return self.endpoint.reset(key) };
+        let introduced = || {
+            let (socket, _) = Socket::connect(&Target::Unix(member(group, key.host_cid)))?;
+            let line = format!("CONNECT {} FROM {}:{}\n", key.host_port, self.endpoint.guest_cid(), key.guest_port);
+            // A socket that was never written to has room for a line.
+            socket.write(line.as_bytes()).map(|_| socket)
+        };
+        let link = match introduced() {
+            Ok(socket) => self.add_link(socket, Stage::Introduced(key, Vec::new())),
+            Err(error) => {
+                info!("vsock refused the guest's connection to CID {}: {error}", key.host_cid);
+                None
+            }
+        };
+        match link {
+            // The other guest's host gives it as long, and then closes.
+            Some(id) => self.offered(id, key),
+            None => self.endpoint.reset(key),
         }
     }
 
@@ -455,11 +527,13 @@ impl Inner {
     fn ready(&mut self, id: u64, ready: Ready) {
         let Some(link) = self.links.get_mut(&id) else { return };
         match link.stage {
-            Stage::Greeting(_) => match link.greeting() {
+            Stage::Greeting { member, .. } => match link.greeting() {
                 Ok(None) => {}
-                Ok(Some(port)) => match self.endpoint.connect(self.host_cid, port) {
+                Ok(Some(greeting)) => match self.welcome(member, greeting) {
                     Some(key) => {
-                        link.stage = Stage::Offered { greeted: true };
+                        if let Some(link) = self.links.get_mut(&id) {
+                            link.stage = Stage::Offered { greeted: true };
+                        }
                         self.offered(id, key);
                         self.dirty.push(id);
                     }
@@ -470,21 +544,45 @@ impl Inner {
                     self.remove_link(id);
                 }
             },
+            Stage::Introduced(key, _) => match link.greeting() {
+                Ok(None) => {}
+                Ok(Some(Greeting::Accepted)) => {
+                    link.stage = Stage::Open(key);
+                    self.dirty.push(id);
+                    self.take_up(key);
+                }
+                Ok(Some(_)) | Err(_) => self.refuse(id, key, "it was not accepted"),
+            },
             Stage::Connecting(key) => match link.socket.connected() {
                 Ok(()) => {
                     link.stage = Stage::Open(key);
                     self.dirty.push(id);
                     self.take_up(key);
                 }
-                Err(error) => {
-                    info!("vsock refused the guest's connection to port {}: {error}", key.host_port);
-                    self.by_key.remove(&key);
-                    self.remove_link(id);
-                    self.endpoint.reset(key);
-                }
+                Err(error) => self.refuse(id, key, error),
             },
             _ => self.serve(id, Look { readable: ready.readable || ready.hangup, hangup: ready.hangup }),
         }
+    }
+
+    /// Offers the guest a connection as somebody asks who has just said so.
+    fn welcome(&mut self, member: bool, greeting: Greeting) -> Option<Key> {
+        match greeting {
+            Greeting::Client { port } if !member => self.endpoint.connect(self.host_cid, port),
+            Greeting::Member { port, cid, from } if member => {
+                let key = Key { host_cid: cid.into(), host_port: from, guest_port: port };
+                (self.endpoint.is_peer(cid.into()) && self.endpoint.connect_as(key)).then_some(key)
+            }
+            _ => None,
+        }
+    }
+
+    /// Refuses a connection of the guest's whose socket came to nothing.
+    fn refuse(&mut self, id: u64, key: Key, why: impl std::fmt::Display) {
+        info!("vsock refused the guest's connection to port {} of CID {}: {why}", key.host_port, key.host_cid);
+        self.by_key.remove(&key);
+        self.remove_link(id);
+        self.endpoint.reset(key);
     }
 
     /// Moves a link's data and watches it for what it waits for.
@@ -497,7 +595,7 @@ impl Inner {
                 false
             }
             Stage::Draining(_) => link.drain(),
-            Stage::Greeting(_) | Stage::Connecting(_) | Stage::Offered { .. } => false,
+            Stage::Greeting { .. } | Stage::Introduced(..) | Stage::Connecting(_) | Stage::Offered { .. } => false,
         };
         if done {
             return self.remove_link(id);
@@ -524,6 +622,8 @@ impl Inner {
         self.by_key.clear();
         self.dirty.clear();
         self.offers.clear();
+        self.greetings.clear();
+        (self.pump_at, self.pump_due) = (None, false);
         let ids: Vec<_> = self.links.keys().copied().collect();
         ids.into_iter().for_each(|id| self.remove_link(id));
     }
@@ -531,14 +631,14 @@ impl Inner {
     fn expect_heartbeat(&mut self) {
         let now = self.surroundings.clock.now_ns();
         let timeout = self.heartbeat.and_then(|heartbeat| heartbeat.timeout);
-        self.heartbeat_deadline =
-            timeout.map(|timeout| now.saturating_add(u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX)));
+        self.heartbeat_deadline = timeout.map(|timeout| now.saturating_add(nanoseconds(timeout)));
         self.arm();
     }
 
     fn next_deadline(&self) -> Option<u64> {
         let offer = self.offers.front().map(|(deadline, _)| *deadline);
-        [offer, self.heartbeat_deadline, self.paused_until].into_iter().flatten().min()
+        let greeting = self.greetings.front().map(|(deadline, _)| *deadline);
+        [offer, greeting, self.heartbeat_deadline, self.paused_until, self.pump_at].into_iter().flatten().min()
     }
 
     fn arm(&self) {
@@ -551,14 +651,18 @@ impl Inner {
     fn tick(&mut self, now: u64) -> Option<u64> {
         while let Some((_, key)) = self.offers.pop_front_if(|(deadline, _)| *deadline <= now) {
             let id = self.by_key.get(&key).copied();
-            let waits = |id: &u64| self.links.get(id).is_some_and(|link| matches!(link.stage, Stage::Offered { .. }));
-            if let Some(id) = id.filter(waits) {
-                info!("the guest did not answer a connection to its port {}", key.guest_port);
-                self.by_key.remove(&key);
-                self.remove_link(id);
-                self.endpoint.reset(key);
+            let waiting = |link: &Link| matches!(link.stage, Stage::Offered { .. } | Stage::Introduced(..));
+            if let Some(id) = id.filter(|id| self.links.get(id).is_some_and(waiting)) {
+                self.refuse(id, key, "nobody answered");
             }
         }
+        while let Some((_, id)) = self.greetings.pop_front_if(|(deadline, _)| *deadline <= now) {
+            if self.links.get(&id).is_some_and(|link| matches!(link.stage, Stage::Greeting { .. })) {
+                debug!("vsock turned a client away that did not say CONNECT <port> in time");
+                self.remove_link(id);
+            }
+        }
+        self.pump_due |= self.pump_at.take_if(|at| *at <= now).is_some();
         if self.paused_until.take_if(|until| *until <= now).is_some() {
             self.listening.iter().for_each(|listening| self.watch(listening.source, Interest::READ));
         }
@@ -580,6 +684,15 @@ impl Drop for Inner {
             self.surroundings.events.remove_source(source);
         }
     }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Where the guest with this CID listens for others of its group.
+fn member(group: &Path, cid: u64) -> PathBuf {
+    group.join(format!("{cid}.sock"))
 }
 
 /// `PATH_<port>`, where the guest's connections to the host's port go.

@@ -1,5 +1,7 @@
 //! The host's side over real sockets and a real event loop, with a guest that is played by a thread.
 
+mod group;
+
 use std::collections::{HashMap, VecDeque};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -152,11 +154,9 @@ impl Bench {
     fn new(change: impl FnOnce(&mut Options, &Path)) -> (Self, Guest) {
         let directory = tempfile::tempdir().unwrap();
         let mut options = Options {
-            guest_cid: GUEST as u32,
-            host_cid: PARENT_CID,
             uds_path: Some(directory.path().join("v.sock")),
-            forwards: Vec::new(),
             heartbeat: Some(Heartbeat::default()),
+            ..Options::new(GUEST as u32, PARENT_CID)
         };
         change(&mut options, directory.path());
         let clock = Arc::new(MonotonicClock::start());
@@ -257,6 +257,20 @@ fn a_client_that_says_something_else_is_turned_away() {
         client.write_all(greeting).unwrap();
         assert!(matches!(client.read(&mut [0]), Ok(0) | Err(_)));
     }
+}
+
+#[test]
+fn a_client_that_says_nothing_is_turned_away_in_time_and_one_that_does_is_not() {
+    let (bench, guest) = Bench::new(|options, _| options.greeting_timeout = Duration::from_millis(50));
+    let _echo = Echo::start(guest);
+    let mut talker = bench.greeted();
+    let mut silent = bench.client();
+    let mut half = bench.client();
+    half.write_all(b"CONNECT 50").unwrap();
+    assert_eq!(silent.read(&mut [0; 1]).unwrap(), 0);
+    assert_eq!(half.read(&mut [0; 1]).unwrap(), 0);
+    talker.write_all(b"still here").unwrap();
+    assert_eq!(text(&mut talker, 10), "still here");
 }
 
 #[test]
