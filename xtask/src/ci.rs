@@ -11,6 +11,7 @@ use crate::error::{self, Error, Result};
 use crate::fuzz;
 use crate::paths::{Paths, cargo};
 use crate::verifier;
+use crate::vsock_test;
 
 /// The variable under which tests rewrite their expected outputs.
 const BLESS: &str = "VMM_BLESS";
@@ -70,6 +71,8 @@ pub(crate) fn run(arguments: &Arguments, paths: &Paths) -> Result<()> {
         steps.push(step("fuzz", || fuzz::run(&fuzz::Arguments::briefly(), paths)));
     }
     if !arguments.no_boot {
+        let traffic = vsock_test::Arguments::all(arguments.long);
+        steps.push(step("vsock-test", || vsock_test::run(&traffic, paths)));
         steps.push(step("boot-test", || boot_test::run(&boot_test::Arguments::whole_matrix(), paths)));
     }
     if arguments.long && !arguments.no_boot {

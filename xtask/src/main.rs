@@ -23,6 +23,7 @@ mod report;
 mod resident;
 mod supervise;
 mod verifier;
+mod vsock_test;
 
 use std::process::ExitCode;
 
@@ -55,6 +56,8 @@ enum Task {
     Fuzz(fuzz::Arguments),
     /// Have an independent verifier judge a booted enclave's attestation documents
     Verifier,
+    /// Boot enclaves and have the host talk to them over vsock
+    VsockTest(vsock_test::Arguments),
     /// Let the tests rewrite the outputs they expect
     Bless,
 }
@@ -79,6 +82,7 @@ fn run(task: &Task) -> Result<()> {
         Task::Bench(arguments) => bench::run(arguments, &paths),
         Task::Fuzz(arguments) => fuzz::run(arguments, &paths),
         Task::Verifier => verifier::run(&paths),
+        Task::VsockTest(arguments) => vsock_test::run(arguments, &paths),
         Task::Bless => ci::bless(&paths),
     }
 }

@@ -90,10 +90,14 @@ fn stream() -> io::Result<OwnedFd> {
     Ok(socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?)
 }
 
-fn to_parent(port: u32) -> io::Result<File> {
+fn connected(cid: u32, port: u32) -> io::Result<File> {
     let socket = stream()?;
-    connect(socket.as_raw_fd(), &VsockAddr::new(PARENT, port))?;
+    connect(socket.as_raw_fd(), &VsockAddr::new(cid, port))?;
     Ok(File::from(socket))
+}
+
+fn to_parent(port: u32) -> io::Result<File> {
+    connected(PARENT, port)
 }
 
 fn heartbeat() -> io::Result<()> {

@@ -8,20 +8,22 @@
 //! - `echo`: sends back what comes, until the client is done;
 //! - `hold` N: reads nothing more, and closes after N milliseconds with what came unread;
 //! - `killed` N: a process of its own echoes, and is killed after N milliseconds;
-//! - `dial` N: connects to the parent's port N and echoes there;
+//! - `dial` N: connects to a port and echoes there: the port in the lower half of the number, the CID in the upper, where 0 is the parent's;
+//! - `relay` N: connects likewise, and passes on what comes from either side;
 //! - `stop`: no more connections.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use nix::sys::socket::{Shutdown, shutdown};
 use sha2::{Digest, Sha256};
 
-use super::{PATTERN, accepted, echo, listening, to_parent};
+use super::{PARENT, PATTERN, accepted, connected, echo, listening};
 
 /// The first argument with which this program starts itself as a process that can be killed: it echoes on its standard input.
 pub(crate) const ECHO_ARGUMENT: &str = "vsock-echo";
@@ -90,12 +92,29 @@ fn answer(mut connection: File, name: &str, number: u64) -> io::Result<u64> {
             Ok(0)
         }
         "killed" => killed(connection, Duration::from_millis(number)),
-        "dial" => {
-            let port = u32::try_from(number).map_err(io::Error::other)?;
-            Ok(echo(to_parent(port)?))
-        }
+        "dial" => Ok(echo(dial(number)?)),
+        "relay" => relay(connection, dial(number)?),
         _ => Err(io::Error::other(format!("no such request: {name}"))),
     }
+}
+
+fn dial(number: u64) -> io::Result<File> {
+    let (cid, port) = ((number >> 32) as u32, number as u32);
+    connected(if cid == 0 { PARENT } else { cid }, port)
+}
+
+/// Passes on what comes from either side until both are done.
+fn relay(client: File, other: File) -> io::Result<u64> {
+    let (from_client, to_other) = (client.try_clone()?, other.try_clone()?);
+    let there = std::thread::spawn(move || pass_on(from_client, to_other));
+    let back = pass_on(other, client)?;
+    there.join().map_err(|_| io::Error::other("a thread panicked"))?.map(|count| count + back)
+}
+
+fn pass_on(mut from: File, mut to: File) -> io::Result<u64> {
+    let count = io::copy(&mut from, &mut to)?;
+    shutdown(to.as_raw_fd(), Shutdown::Write)?;
+    Ok(count)
 }
 
 /// Reads so many bytes, or as many as come.
