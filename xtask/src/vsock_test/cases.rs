@@ -74,7 +74,7 @@ fn text(error: impl std::fmt::Display) -> String {
 
 /// The user's listener on `PATH_9000` is what the guest's init talked to.
 fn heartbeat(_: &Stand, enclave: &mut Served, parent: &mut Parent) -> Verdict {
-    let line = enclave.wait_for("heartbeat=")?;
+    let line = enclave.wait_for("vmm-guest: heartbeat=")?;
     match (line.ends_with("heartbeat=answered"), parent.heartbeats.load(Ordering::SeqCst)) {
         (true, 1) => Ok("the user's own listener answered it".to_owned()),
         (_, count) => Err(format!("{line}, and the user's listener had {count}")),
@@ -128,7 +128,8 @@ fn hashed(stand: &Stand, enclave: &mut Served, _: &mut Parent) -> Verdict {
         return Err("the guest saw other bytes than were sent".to_owned());
     }
     let (_socat, _input, output) = Socat::ask(enclave.socket(), "source", bytes).map_err(text)?;
-    let (count, found) = digest(output).map_err(text)?;
+    // To its end one would wait for socat, which waits for our end.
+    let (count, found) = digest(output.take(bytes)).map_err(text)?;
     if count != bytes || found != pattern_digest(bytes) {
         return Err(format!("{count} of {bytes} bytes came from the guest, or others"));
     }

@@ -77,7 +77,7 @@ fn group(stand: &Stand) -> Verdict {
     }
     let bytes: u64 = 16 << 20;
     let [first, ..] = members.as_slice() else { return Err("no members".to_owned()) };
-    let (_socat, mut input, mut output) =
+    let (socat, mut input, mut output) =
         Socat::ask(first.socket(), "relay", 17 << 32 | u64::from(PORT)).map_err(text)?;
     input.write_all(&request("hash", bytes)).map_err(text)?;
     let sent = Data::new().write(&mut input, bytes).map_err(text)?;
@@ -86,6 +86,8 @@ fn group(stand: &Stand) -> Verdict {
     if sent != received {
         return Err("the other enclave saw other bytes than were sent".to_owned());
     }
+    // A guest ends when everybody has been served.
+    drop(socat);
     for member in &mut members {
         member.stop()?;
     }
@@ -137,7 +139,7 @@ fn vhost_user(stand: &Stand) -> Verdict {
     }
     // Larger writes stall in a guest whose kernel spreads a packet over several buffers: the peer takes one only.
     let (_socat, _input, output) = Socat::ask(&uds, "pieces", bytes).map_err(text)?;
-    let (count, found) = digest(output).map_err(text)?;
+    let (count, found) = digest(output.take(bytes)).map_err(text)?;
     if count != bytes || found != pattern_digest(bytes) {
         return Err(format!("{count} of {bytes} bytes came from the guest, or others"));
     }
