@@ -7,6 +7,7 @@ mod host;
 mod ratio;
 mod sample;
 mod table;
+mod vsock;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -41,7 +42,7 @@ pub(crate) struct Arguments {
     /// Runs of each benchmark: pairs of ours and QEMU's
     #[arg(long, value_name = "N", default_value_t = 7)]
     runs: usize,
-    /// Only benchmarks whose names contain this, for example `small`, `programs` or `vmm`
+    /// Only benchmarks whose names contain this, for example `small`, `programs`, `vsock` or `vmm`
     #[arg(long, value_name = "FILTER")]
     only: Option<String>,
     /// A kernel of your own in place of the small one; the stock kernel is left out
@@ -126,7 +127,8 @@ pub(crate) fn run(arguments: &Arguments, paths: &Paths) -> Result<()> {
         return Err(Error::Advice("--runs must be at least 1".to_owned()));
     }
     let kernels = Kernels::get(arguments.kernel.as_deref(), paths)?;
-    let mut contenders = vec![Contender::Vmm(Vmm::build(paths, arguments.vmm.as_deref(), arguments.accel)?)];
+    let vmm = Vmm::build(paths, arguments.vmm.as_deref(), arguments.accel)?;
+    let mut contenders = vec![Contender::Vmm(vmm.clone())];
     if command::exists(QEMU) {
         contenders.push(Contender::Qemu);
     } else {
@@ -143,8 +145,12 @@ pub(crate) fn run(arguments: &Arguments, paths: &Paths) -> Result<()> {
         }
     }
     let benchmarks: Vec<Summary> = benches.into_iter().map(Bench::summary).collect();
+    let mut ratios = ratio::all(&benchmarks);
+    if arguments.only.as_deref().is_none_or(|only| vsock::NAME.contains(only)) {
+        ratios.extend(vsock::run(arguments.runs, &kernels.small, &vmm)?);
+    }
     let host = Host::look(&paths.workspace, kernels.versions);
-    let results = Results { host, ratios: ratio::all(&benchmarks), benchmarks };
+    let results = Results { host, ratios, benchmarks };
     print!("{}", table::render(&results));
     let path = arguments.json.clone().unwrap_or_else(|| paths.target.join("bench.json"));
     let json = serde_json::to_vec_pretty(&results).map_err(|error| Error::Advice(error.to_string()))?;

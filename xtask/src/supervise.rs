@@ -204,7 +204,7 @@ fn duration(time: libc::timeval) -> Duration {
 
 /// The processor time of a running program.
 #[expect(unsafe_code, reason = "the standard library does not know other programs' clocks")]
-fn cpu_time(pid: u32) -> Option<Duration> {
+pub(crate) fn cpu_time(pid: u32) -> Option<Duration> {
     let (mut clock, mut time) = (0, libc::timespec { tv_sec: 0, tv_nsec: 0 });
     // SAFETY: the pointer is to a live variable of the right type.
     let found = unsafe { libc::clock_getcpuclockid(libc::pid_t::try_from(pid).ok()?, &raw mut clock) };

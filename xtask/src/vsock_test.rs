@@ -5,12 +5,12 @@
 
 mod cases;
 mod ends;
-mod served;
+pub(crate) mod served;
 mod socat;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -20,7 +20,8 @@ use crate::guest::Small;
 use crate::image::Image;
 use crate::launch::{Accel, Guest, Machine, Vmm};
 use crate::paths::Paths;
-use served::{PORT, Served};
+pub(crate) use ends::PEER;
+use served::{PATIENCE, PORT, Served};
 
 /// The guest's memory in MiB.
 const MEMORY: u32 = 256;
@@ -129,6 +130,15 @@ pub(crate) fn run(arguments: &Arguments, paths: &Paths) -> Result<()> {
         judge(name, &mut || case(&stand));
     }
     if failed.is_empty() { Ok(()) } else { Err(Error::Failed(format!("failed: {}", failed.join(", ")))) }
+}
+
+/// Waits for a file that another program makes; whether it came.
+pub(crate) fn there_in_time(path: &Path) -> bool {
+    let start = Instant::now();
+    while !path.exists() && start.elapsed() < PATIENCE {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    path.exists()
 }
 
 /// Whether a file is there, for messages.

@@ -3,12 +3,12 @@
 use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::cases::exchange;
-use super::served::{PATIENCE, PORT, Served, request};
+use super::served::{PORT, Served, request};
 use super::socat::{Data, Socat, digest, pattern_digest};
-use super::{Stand, Verdict, there};
+use super::{Stand, Verdict, there, there_in_time};
 use crate::command;
 
 /// rust-vmm's vhost-user process.
@@ -121,12 +121,8 @@ fn vhost_user(stand: &Stand) -> Verdict {
     let mut peer_command = Command::new(PEER);
     let peer = peer_command.args(["--vm", &vm]).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
     let peer = Peer(peer.map_err(text)?);
-    let start = Instant::now();
-    while !vhost.exists() {
-        if start.elapsed() > PATIENCE {
-            return Err("the peer does not listen".to_owned());
-        }
-        thread::sleep(Duration::from_millis(5));
+    if !there_in_time(&vhost) {
+        return Err("the peer does not listen".to_owned());
     }
     let mut enclave = Served::start(stand.command(&settings), &uds).map_err(text)?;
     let bytes: u64 = if stand.long { 1 << 30 } else { 16 << 20 };
