@@ -113,6 +113,8 @@ pub(super) fn classify<'a>(
     let known = near_flow(i).or_else(|| straight(i, bytes, op)).or_else(|| vector(i));
     let template = known.unwrap_or(match i.flow_control() {
         FlowControl::Next if !last => Template::Handler,
+        // What it holds off for one instruction need not be looked at before that instruction.
+        _ if i.mnemonic() == Mnemonic::Sti => Template::Branch,
         FlowControl::IndirectCall | FlowControl::Return | FlowControl::ConditionalBranch if is_near(i) => {
             Template::Branch
         }

@@ -6,8 +6,8 @@
 use crate::core::DecodeMode;
 use crate::fetch::{FetchPage, LARGEST_PAGE};
 
-/// Entries of a table.
-pub(super) const JUMP_ENTRIES: usize = 1 << 12;
+/// Entries of a table. A quarter of them was too few: of all entries into generated code after a fork, half found their place in the table taken.
+pub(super) const JUMP_ENTRIES: usize = 1 << 14;
 
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -20,7 +20,8 @@ struct JumpEntry {
 
 /// What an empty entry holds: an instruction pointer that belongs in another one.
 const fn no_entry(at: usize) -> JumpEntry {
-    JumpEntry { tag: at as u64 ^ 1, code: 0 }
+    let other = at as u64 ^ 1;
+    JumpEntry { tag: other ^ other >> 12, code: 0 }
 }
 
 #[inline(always)]

@@ -164,12 +164,14 @@ extern "sysv64" fn execute(core: *mut Core, site: u64, rip: u64) -> u32 {
     };
     core.rip = rip.wrapping_add(u64::from(op.len));
     core.block_end = usize::MAX;
+    core.shadow = InterruptShadow::None;
     let result = (op.execute)(core, op);
     core.native.flags = to_raw(&core.flags);
     match result {
         Ok(()) => {
-            let quiet =
-                core.block_end != 0 && !core.has_attention() && core.shadow == InterruptShadow::None && !core.halted;
+            // STI's shadow ends with the instruction after it, which is executed before anything is looked at.
+            let shadowed = core.shadow != InterruptShadow::None && !(chains && core.shadow == InterruptShadow::Sti);
+            let quiet = core.block_end != 0 && !core.has_attention() && !shadowed && !core.halted;
             if quiet && (op.left > 1 || chains) {
                 return 0;
             }
