@@ -133,6 +133,11 @@ impl BlockCache {
         }
     }
 
+    /// How often everything was forgotten.
+    pub(crate) fn clears(&self) -> u32 {
+        self.clears
+    }
+
     /// Forgets every block (they are still valid: this is for tests, and when the cache is full).
     pub fn clear(&mut self) {
         self.table.fill_with(|| None);

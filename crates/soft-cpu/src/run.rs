@@ -138,6 +138,20 @@ impl Cpu {
             if core.counters.instructions >= limit {
                 return Exit::Budget;
             }
+            if let Some(translator) = &mut self.translator
+                && !shadowed
+                && core.system_flags & rflags::TF == 0
+            {
+                let budget = limit - core.counters.instructions;
+                match translator.run_known(core, self.blocks.clears(), budget) {
+                    Entered::No => {}
+                    Entered::Ran => continue,
+                    Entered::Stopped(stop) => match core.after(stop) {
+                        Some(exit) => return exit,
+                        None => continue,
+                    },
+                }
+            }
             let stop = match self.blocks.lookup(core) {
                 Err(stop) => stop,
                 Ok(block) => {

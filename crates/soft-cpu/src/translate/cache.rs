@@ -14,7 +14,7 @@ use x86::InterruptShadow;
 use super::generate::{Place, Source, generate};
 use super::runtime::{self, Stubs};
 use super::state::{from_raw, to_raw};
-use crate::block::Block;
+use crate::block::{Block, MAX_BLOCK_OPS};
 use crate::core::{Core, DecodeMode, GPR_PAGE, Outcome, Stop};
 use crate::op::Op;
 use crate::simd::Arena;
@@ -205,6 +205,7 @@ impl Translator {
     #[inline(always)]
     pub(crate) fn run(&mut self, core: &mut Core, block: &Block, budget: u64) -> Entered {
         if !block.mode().has(DecodeMode::CODE64) || block.crosses_pages() {
+            self.left_by = 0;
             return Entered::No;
         }
         if self.cleared != block.native.clears {
@@ -228,10 +229,30 @@ impl Translator {
             Some(page) => core.jumps.insert(block.mode(), core.rip, entry, page),
             None => core.jumps.table(block.mode()),
         };
-        core.gpr[usize::from(GPR_PAGE)] = core.rip & !0xfff;
-        core.native.flags = to_raw(&core.flags);
         // At least the block itself, or nothing would ever be executed.
         let slice = budget.min(SLICE).max(block.ops.len() as u64) as i32;
+        self.enter(core, entry, slice)
+    }
+
+    /// Runs the code that the table of jumps has for the current instruction pointer, as generated code itself would; for at most about `budget` instructions.
+    /// `clears` is how often all blocks have been forgotten: code that was made before has nothing left to call.
+    ///
+    /// Half of what leaves generated code goes on so (STI, system calls and their ends), and to find the block first would be seven cache misses.
+    #[inline(always)]
+    pub(crate) fn run_known(&mut self, core: &mut Core, clears: u32, budget: u64) -> Entered {
+        let settled = self.cleared == clears && self.overwrites == code_overwrites();
+        if !settled || self.left_by != 0 || core.native.interpret || budget < MAX_BLOCK_OPS as u64 {
+            return Entered::No;
+        }
+        let Some((table, entry)) = core.jumps.find(core.mode, core.rip) else { return Entered::No };
+        core.native.jump_table = table;
+        self.enter(core, entry, budget.min(SLICE) as i32)
+    }
+
+    #[inline(always)]
+    fn enter(&mut self, core: &mut Core, entry: u64, slice: i32) -> Entered {
+        core.gpr[usize::from(GPR_PAGE)] = core.rip & !0xfff;
+        core.native.flags = to_raw(&core.flags);
         core.native.slice = slice;
         core.shadow = InterruptShadow::None;
         self.left_by = runtime::enter(&self.stubs, core, entry);

@@ -117,6 +117,14 @@ impl Jumps {
         table.address()
     }
 
+    /// The table for `mode` and the code in it for `rip`.
+    #[inline(always)]
+    pub(super) fn find(&self, mode: DecodeMode, rip: u64) -> Option<(usize, u64)> {
+        let table = if mode.has(DecodeMode::USER) { &self.user } else { &self.kernel };
+        let entry = table.entries.get(index(rip))?;
+        (table.mode == mode && entry.tag == rip).then_some((table.entries.as_ptr() as usize, entry.code))
+    }
+
     /// The address of the table for `mode`, empty if it was for another.
     pub(super) fn table(&mut self, mode: DecodeMode) -> usize {
         self.of(mode).address()
