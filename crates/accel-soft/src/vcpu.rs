@@ -1,6 +1,7 @@
 //! One vCPU: the loop around the interpreter, its sleep, and its start.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use accel::{AccelError, CpuIo, Kicker, Vcpu, VcpuExit};
@@ -11,7 +12,7 @@ use soft_cpu::ram::Ram;
 use soft_cpu::run::{Cpu, Exit};
 use soft_cpu::smp::attention;
 use tracing::debug;
-use x86::{Activity, CpuState, LocalApicState, Segment, gpr};
+use x86::{Activity, CpuState, LocalApicState, Segment, gpr, msr};
 
 use crate::platform::{NoBoard, SoftPlatform};
 use crate::vm::VmShared;
@@ -113,6 +114,12 @@ impl Vcpu for SoftVcpu {
         let registers = lapic.page(self.shared.clock.now_ns());
         state.local_apic = Some(Box::new(LocalApicState { registers, tsc_deadline: lapic.tsc_deadline() }));
         state.tsc = self.shared.tsc(self.id);
+        // KVM has this one under its old number too; a clock that is off is left out, as a processor without one would.
+        let system_time = self.shared.vcpus[self.id].system_time_msr.load(Ordering::SeqCst);
+        if system_time != 0 {
+            state.msrs.push((msr::KVM_SYSTEM_TIME_NEW, system_time));
+            state.msrs.sort_unstable();
+        }
         if self.activity != Activity::Running {
             state.activity = self.activity;
         }
@@ -126,6 +133,10 @@ impl Vcpu for SoftVcpu {
             return Err(impossible("the XSAVE image has the wrong size"));
         }
         self.cpu.core.load_state(state);
+        let system_time = state.msrs.iter().find(|(number, _)| *number == msr::KVM_SYSTEM_TIME_NEW);
+        let system_time = system_time.map_or(0, |&(_, value)| value);
+        self.shared.vcpus[self.id].system_time_msr.store(system_time, Ordering::SeqCst);
+        // Fills the guest's clock as well.
         self.cpu.core.platform.set_tsc(state.tsc);
         let mut lapic = self.shared.lapic(self.id);
         if lapic.apic_base() != state.apic_base {

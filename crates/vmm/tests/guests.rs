@@ -25,6 +25,10 @@ const POWER_OFF: &[u8] = &[0xbf, 0x00, 0x02, 0xa0, 0xfe, 0xc6, 0x07, 0x34, 0xf4,
 /// Unmasks pin 4 of the IOAPIC: `mov edi, 0xfec00000; mov dword [rdi], 0x18; mov dword [rdi+0x10], 0x30`.
 const OPEN_INTERRUPT: &[u8] =
     &[0xbf, 0x00, 0x00, 0xc0, 0xfe, 0xc7, 0x07, 0x18, 0, 0, 0, 0xc7, 0x47, 0x10, 0x30, 0, 0, 0];
+/// Asks for a paravirtual clock at 2 MiB: `mov ecx, 0x4b564d01; mov eax, 0x200001; xor edx, edx; wrmsr`.
+const OPEN_CLOCK: &[u8] = &[0xb9, 0x01, 0x4d, 0x56, 0x4b, 0xb8, 0x01, 0x00, 0x20, 0x00, 0x31, 0xd2, 0x0f, 0x30];
+/// Wants it no longer: the same with zero.
+const CLOSE_CLOCK: &[u8] = &[0xb9, 0x01, 0x4d, 0x56, 0x4b, 0xb8, 0x00, 0x00, 0x00, 0x00, 0x31, 0xd2, 0x0f, 0x30];
 /// `ud2`, with no interrupt descriptor table.
 const TRIPLE_FAULT: &[u8] = &[0x0f, 0x0b];
 /// `1: hlt; jmp 1b`.
@@ -90,6 +94,8 @@ fn a_reset_ends_with_3() {
 #[test]
 fn a_reset_without_a_shutdown_ends_with_7() {
     ends(&[PROMPT, OPEN_INTERRUPT, RESET], &["--set", "machine.acpi=off"], 7);
+    ends(&[PROMPT, OPEN_CLOCK, RESET], &["--set", "machine.acpi=off"], 7);
+    ends(&[PROMPT, OPEN_CLOCK, CLOSE_CLOCK, RESET], &["--set", "machine.acpi=off"], 3);
 }
 
 #[test]

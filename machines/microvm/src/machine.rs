@@ -175,7 +175,7 @@ impl Machine {
     }
 
     /// Runs until the machine ends, and says how: never [`PowerRequest::Fatal`], and [`PowerRequest::Reset`] or [`PowerRequest::Crash`] only with
-    /// [`OnReboot::Exit`]. A triple fault is a reset by [`TRIPLE_FAULT`]; any other reset with an interrupt still open is a crash.
+    /// [`OnReboot::Exit`]. A triple fault is a reset by [`TRIPLE_FAULT`]; any other reset without a shutdown before it is a crash.
     ///
     /// # Errors
     /// [`MachineError`] when a vCPU cannot go on or the machine cannot be reset.
@@ -197,20 +197,30 @@ impl Machine {
 
     /// Tells a reset after an orderly shutdown from one without.
     ///
-    /// Linux masks every pin of its IOAPICs before it reboots (`native_machine_shutdown` of arch/x86/kernel/reboot.c, since 2.6), and skips that where it has
-    /// no trust in itself: after a panic (`panic=`), by SysRq-b and with `reboot=force`, all of which go straight to `machine_emergency_restart`. The last
-    /// step, such as command 0xFE to the i8042, is the same in both.
+    /// Before it reboots, Linux masks every pin of its IOAPICs (`native_machine_shutdown` of arch/x86/kernel/reboot.c, since 2.6) and tells KVM that the boot
+    /// processor's paravirtual clock is no longer wanted (`kvm_shutdown` of arch/x86/kernel/kvmclock.c, later `kvm_guest_cpu_offline` of kvm.c). It skips both
+    /// where it has no trust in itself: after a panic (`panic=`), by SysRq-b and with `reboot=force`, all of which go straight to
+    /// `machine_emergency_restart`. The last step, such as command 0xFE to the i8042, is the same in both. Either of the two left undone is a crash: a kernel
+    /// that dies early has no open pin yet, and one that was told `no-kvmclock` has no clock.
     ///
     /// DEVNOTE: reading "Kernel panic" on the console would be simpler, but any program in the guest can print that, and a quiet kernel does not. The pvpanic
-    /// device says it soundly, but is found by ACPI or PCI, which enclaves' kernels lack. A guest that masks nothing in the IOAPIC (`noapic`) is never
-    /// taken for a crashed one.
+    /// device says it soundly, but is found by ACPI or PCI, which enclaves' kernels lack.
     fn judge(&self, request: PowerRequest) -> PowerRequest {
         match request {
-            PowerRequest::Reset(source) if source != TRIPLE_FAULT && self.board.has_open_interrupt() => {
+            PowerRequest::Reset(source)
+                if source != TRIPLE_FAULT && (self.board.has_open_interrupt() || self.has_open_clock()) =>
+            {
                 PowerRequest::Crash(source)
             }
             request => request,
         }
+    }
+
+    /// Whether the boot processor has a paravirtual clock that KVM would still write to. Older kernels leave those of the others.
+    fn has_open_clock(&self) -> bool {
+        let state = self.vcpus.first().and_then(|vcpu| vcpu.state().ok());
+        let clock = |&(number, value): &(u32, u64)| number == msr::KVM_SYSTEM_TIME_NEW && value & 1 != 0;
+        state.is_some_and(|state| state.msrs.iter().any(clock))
     }
 
     /// Runs all vCPUs until somebody asks for the machine's end.
