@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// Longer metadata is not parsed; AWS's builder writes a few kilobytes. A parsed JSON text takes many times its length,
 /// so without a limit a hostile image could make a small host run out of memory.
-const MAX_PARSED_SIZE: usize = 1 << 20;
+pub(crate) const MAX_PARSED_SIZE: usize = 1 << 20;
 
 /// What the image is and who built it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

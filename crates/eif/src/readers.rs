@@ -3,7 +3,8 @@
 //! Modelled are QEMU 10.0 (`hw/core/eif.c`), which follows the header's table, AWS's crate 0.8 (`EifReader`), which follows
 //! the file from section to section and does not look at the table, and what AWS's service is known to refuse besides.
 //!
-//! Deliberately missing: QEMU's check of the signing certificate with GnuTLS; ours is taken for it.
+//! Deliberately missing: whether GnuTLS (QEMU) and OpenSSL (AWS's crate) can decode the signing certificate; that it is PEM is
+//! taken for it.
 
 use std::io::{self, Read, Seek, SeekFrom};
 
@@ -12,6 +13,8 @@ use serde::Serialize;
 use crate::description::Description;
 use crate::error::Error;
 use crate::header::{HEADER_SIZE, SECTION_HEADER_SIZE, SectionHeader, SectionKind};
+use crate::metadata::{MAX_PARSED_SIZE, Metadata};
+use crate::signature::{MAX_SIGNATURE_SIZE, SigningEntry};
 use crate::warning::Warning;
 
 /// More sections than this are not followed; no image that is meant to be read has so many.
@@ -39,7 +42,7 @@ impl Judgement {
     }
 }
 
-/// What each reader makes of an image that can be described. Only section headers are read.
+/// What each reader makes of an image that can be described. Only section headers, signatures and metadata are read.
 pub fn judge<R: Read + Seek>(image: R, description: &Description) -> io::Result<Vec<Judgement>> {
     Ok(vec![ours(description), qemu(description), aws_crate(image, description)?, aws_service(description)])
 }
@@ -89,6 +92,7 @@ fn aws_crate<R: Read + Seek>(mut image: R, description: &Description) -> io::Res
             ));
             break;
         }
+        refusals.extend(undecodable(&mut image, kind, data, size)?);
         walked.push(offset);
         offset = data + size;
         if walked.len() == MOST_SECTIONS {
@@ -98,7 +102,6 @@ fn aws_crate<R: Read + Seek>(mut image: R, description: &Description) -> io::Res
     }
     for refusal in &description.refusals {
         match refusal {
-            Error::Signature { .. } => refusals.push(refusal.to_string()),
             Error::Crc { .. } => remarks.push(format!("it reports, and does not refuse, that {refusal}")),
             Error::StaleSize { .. } => remarks.push("it does not notice sizes in the header that are stale".to_owned()),
             Error::MissingSection { .. } | Error::SecondSection { .. } => {
@@ -107,16 +110,35 @@ fn aws_crate<R: Read + Seek>(mut image: R, description: &Description) -> io::Res
             _ => (),
         }
     }
-    for warning in &description.warnings {
-        if let Warning::MetadataUnreadable { reason } = warning {
-            refusals.push(format!("the metadata cannot be read: {reason}"));
-        }
-    }
     let table: Vec<u64> = description.sections.iter().map(|section| section.offset).collect();
     if refusals.is_empty() && walked != table {
         remarks.push("it finds other sections, or the same in another order, and measures those".to_owned());
     }
     Ok(Judgement::of("AWS's crate 0.8", refusals, remarks))
+}
+
+/// Why the crate ends at a section whose data it decodes: it decodes every signature and all metadata, not only the last.
+fn undecodable<R: Read + Seek>(image: &mut R, kind: SectionKind, data: u64, size: u64) -> io::Result<Option<String>> {
+    let longest = match kind {
+        SectionKind::Signature => MAX_SIGNATURE_SIZE,
+        SectionKind::Metadata => MAX_PARSED_SIZE as u64,
+        _ => return Ok(None),
+    };
+    // The crate has no limit; what is longer than ours is not read for the sake of a remark.
+    if size > longest {
+        return Ok(None);
+    }
+    let mut bytes = Vec::new();
+    image.seek(SeekFrom::Start(data))?;
+    image.take(size).read_to_end(&mut bytes)?;
+    Ok(match kind {
+        SectionKind::Signature => SigningEntry::decode(&bytes)
+            .err()
+            .map(|error| format!("the signature at offset {data:#x} cannot be decoded: {error}")),
+        _ => Metadata::parse(&bytes)
+            .err()
+            .map(|reason| format!("the metadata at offset {data:#x} cannot be read: {reason}")),
+    })
 }
 
 fn aws_service(description: &Description) -> Judgement {

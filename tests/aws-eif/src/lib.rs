@@ -6,16 +6,17 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::PathBuf;
 
-use aws_nitro_enclaves_image_format::defs::{EifBuildInfo, EifIdentityInfo};
+use aws_nitro_enclaves_image_format::defs::{EifBuildInfo, EifHeader, EifIdentityInfo};
 use aws_nitro_enclaves_image_format::utils::eif_reader::EifReader;
-use aws_nitro_enclaves_image_format::utils::{EifBuilder, EifSigner, SignKeyData};
+use aws_nitro_enclaves_image_format::utils::{EifBuilder, EifSigner, PcrSignatureChecker, SignKeyData};
 use openssl::asn1::Asn1Time;
 use openssl::bn::BigNum;
 use openssl::ec::{EcGroup, EcKey};
 use openssl::hash::MessageDigest;
 use openssl::nid::Nid;
 use openssl::pkey::PKey;
-use openssl::x509::{X509Builder, X509NameBuilder};
+use openssl::x509::{X509, X509Builder, X509NameBuilder};
+use serde_json::{Value, json};
 use sha2::{Digest, Sha384};
 use tempfile::TempDir;
 
@@ -33,20 +34,38 @@ pub struct Parts {
     pub ramdisks: Vec<Vec<u8>>,
     /// The image's name in the metadata.
     pub name: String,
+    /// An object of the builder's own in the metadata.
+    pub custom: Value,
+    /// The header's flags.
+    pub flags: u16,
 }
 
-/// A P-384 key with a self-signed certificate, in files, because AWS's crate takes paths.
+/// The curves that images are signed with, and the digest of certificates made with each.
+pub const CURVES: [(Nid, fn() -> MessageDigest); 3] = [
+    (Nid::X9_62_PRIME256V1, MessageDigest::sha256),
+    (Nid::SECP384R1, MessageDigest::sha384),
+    (Nid::SECP521R1, MessageDigest::sha512),
+];
+
+/// A key with a self-signed certificate, in files, because AWS's crate takes paths.
 pub struct Signer {
     directory: TempDir,
 }
 
 impl Signer {
-    /// Makes a key and a certificate of that common name, valid for ten years.
+    /// Makes a P-384 key and a certificate of that common name, valid for ten years.
     pub fn new(common_name: &str) -> Self {
-        let group = EcGroup::from_curve_name(Nid::SECP384R1).unwrap();
+        Self::with(CURVES[1], &[(Nid::COMMONNAME, common_name)])
+    }
+
+    /// Makes a key of that curve and a certificate of these attributes, valid for ten years.
+    pub fn with((curve, digest): (Nid, fn() -> MessageDigest), attributes: &[(Nid, &str)]) -> Self {
+        let group = EcGroup::from_curve_name(curve).unwrap();
         let key = PKey::from_ec_key(EcKey::generate(&group).unwrap()).unwrap();
         let mut name = X509NameBuilder::new().unwrap();
-        name.append_entry_by_nid(Nid::COMMONNAME, common_name).unwrap();
+        for (attribute, value) in attributes {
+            name.append_entry_by_nid(*attribute, value).unwrap();
+        }
         let name = name.build();
         let mut certificate = X509Builder::new().unwrap();
         certificate.set_version(2).unwrap();
@@ -56,7 +75,7 @@ impl Signer {
         certificate.set_pubkey(&key).unwrap();
         certificate.set_not_before(&Asn1Time::days_from_now(0).unwrap()).unwrap();
         certificate.set_not_after(&Asn1Time::days_from_now(3650).unwrap()).unwrap();
-        certificate.sign(&key, MessageDigest::sha384()).unwrap();
+        certificate.sign(&key, digest()).unwrap();
 
         let signer = Self { directory: TempDir::new().unwrap() };
         fs::write(signer.key(), key.private_key_to_pem_pkcs8().unwrap()).unwrap();
@@ -70,6 +89,23 @@ impl Signer {
 
     fn certificate(&self) -> PathBuf {
         self.directory.path().join("certificate.pem")
+    }
+
+    /// The key, PEM.
+    pub fn key_pem(&self) -> Vec<u8> {
+        fs::read(self.key()).unwrap()
+    }
+
+    /// The certificate, PEM.
+    pub fn certificate_pem(&self) -> Vec<u8> {
+        fs::read(self.certificate()).unwrap()
+    }
+
+    /// PCR8 by OpenSSL alone: the certificate's DER, hashed, and extended into 48 zero bytes.
+    pub fn pcr8_by_openssl(&self) -> String {
+        let sha384 = |bytes: &[u8]| openssl::hash::hash(MessageDigest::sha384(), bytes).unwrap().to_vec();
+        let der = X509::from_pem(&self.certificate_pem()).unwrap().to_der().unwrap();
+        sha384(&[&[0; 48][..], &sha384(&der)].concat()).iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     fn key_data(&self) -> SignKeyData {
@@ -112,15 +148,15 @@ pub fn build(parts: &Parts, signer: Option<&Signer>) -> (Vec<u8>, Pcrs) {
             img_os: "Linux".to_owned(),
             img_kernel: "6.6.79".to_owned(),
         },
-        docker_info: serde_json::json!({ "Architecture": "amd64", "RootFS": { "Layers": [] } }),
-        custom_info: serde_json::json!({ "answer": 42 }),
+        docker_info: json!({ "Architecture": "amd64", "RootFS": { "Layers": [] } }),
+        custom_info: parts.custom.clone(),
     };
     let mut builder = EifBuilder::new(
         &write("kernel", &parts.kernel),
         parts.cmdline.clone(),
         signer.map(Signer::key_data),
         Sha384::new(),
-        0,
+        parts.flags,
         info,
     );
     for (index, ramdisk) in parts.ramdisks.iter().enumerate() {
@@ -133,25 +169,85 @@ pub fn build(parts: &Parts, signer: Option<&Signer>) -> (Vec<u8>, Pcrs) {
 
 /// What AWS's reader makes of an image.
 pub struct AwsReading {
+    /// The header.
+    pub header: EifHeader,
     /// The measurements.
     pub pcrs: Pcrs,
     /// Whether the header's checksum is right.
     pub crc_is_right: bool,
-    /// The image's name in the metadata.
-    pub name: Option<String>,
+    /// The metadata section, parsed.
+    pub metadata: Option<Value>,
+    /// The signature section's data.
+    pub signature: Option<Vec<u8>>,
 }
 
 /// Reads an image with AWS's crate.
 pub fn read(image: &[u8]) -> Result<AwsReading, String> {
-    let directory = TempDir::new().unwrap();
-    let path = directory.path().join("image.eif");
-    fs::write(&path, image).unwrap();
-    let mut reader = EifReader::from_eif(path.to_str().unwrap().to_owned())?;
+    let file = Image::new(image);
+    let mut reader = EifReader::from_eif(file.path())?;
     Ok(AwsReading {
+        header: reader.get_header(),
         pcrs: pcrs(reader.get_measurements()?),
         crc_is_right: reader.check_crc(),
-        name: reader.get_metadata().map(|metadata| metadata.img_name),
+        metadata: reader.get_metadata().map(|metadata| serde_json::to_value(metadata).unwrap()),
+        signature: reader.signature_section,
     })
+}
+
+/// What AWS's verifier, which `nitro-cli` runs before an enclave is started, says of an image's signature and certificate.
+pub fn verify(image: &[u8]) -> Result<(), String> {
+    let file = Image::new(image);
+    let mut checker = PcrSignatureChecker::from_eif(&file.path())?;
+    if checker.is_empty() { Err("there is no signature".to_owned()) } else { checker.verify() }
+}
+
+/// The object that `nitro-cli describe-eif` prints, of the answers of AWS's crate to what it asks.
+///
+/// `HashAlgorithm` is the debug text of whatever version of a hash crate was compiled in: here `Sha512_48 { .. }`, in the
+/// releases of nitro-cli `Sha384 { ... }`. That is what it is set to.
+pub fn describe(image: &[u8]) -> Result<Value, String> {
+    let file = Image::new(image);
+    let mut reader = EifReader::from_eif(file.path())?;
+    let mut measurements = reader.get_measurements()?;
+    measurements.insert("HashAlgorithm".to_owned(), "Sha384 { ... }".to_owned());
+    let mut object = json!({
+        "EifVersion": reader.get_header().version,
+        "Measurements": measurements,
+        "IsSigned": reader.signature_section.is_some(),
+        "CheckCRC": reader.check_crc(),
+    });
+    if reader.signature_section.is_some() {
+        let info = reader.get_certificate_info(measurements)?;
+        object["SigningCertificate"] = serde_json::to_value(info).unwrap();
+        object["SignatureCheck"] = json!(reader.sign_check);
+    }
+    if let Some(EifIdentityInfo { img_name, img_version, build_info, docker_info, custom_info }) = reader.get_metadata()
+    {
+        object["ImageName"] = img_name.into();
+        object["ImageVersion"] = img_version.into();
+        let mut metadata = serde_json::to_value(build_info).unwrap();
+        metadata["DockerInfo"] = docker_info;
+        for (key, value) in custom_info.as_object().into_iter().flatten() {
+            metadata[key] = value.clone();
+        }
+        object["Metadata"] = metadata;
+    }
+    Ok(object)
+}
+
+/// An image in a file, because AWS's crate takes paths.
+struct Image(TempDir);
+
+impl Image {
+    fn new(bytes: &[u8]) -> Self {
+        let image = Self(TempDir::new().unwrap());
+        fs::write(image.path(), bytes).unwrap();
+        image
+    }
+
+    fn path(&self) -> String {
+        self.0.path().join("image.eif").to_str().unwrap().to_owned()
+    }
 }
 
 fn pcrs(mut measurements: BTreeMap<String, String>) -> Pcrs {

@@ -14,6 +14,8 @@ fn main() {
         cmdline: "reboot=k panic=30 pci=off nomodules console=ttyS0 random.trust_cpu=on".to_owned(),
         ramdisks: vec![random.bytes(500), random.bytes(700)],
         name: "golden".to_owned(),
+        custom: serde_json::json!({ "answer": 42 }),
+        flags: 0,
     };
     let (unsigned, unsigned_pcrs) = build(&parts, None);
     let (signed, signed_pcrs) = build(&parts, Some(&Signer::new("golden")));
