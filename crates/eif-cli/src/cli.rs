@@ -36,7 +36,7 @@ pub enum Command {
     Sign(SignArgs),
     /// Writes an image's parts into a directory
     Extract(ExtractArgs),
-    /// Makes an image of a kernel and ramdisks, or of a kernel, an init and a directory
+    /// Makes an image of a kernel and ramdisks, or of a kernel, an init and a directory or a container image
     Build(Box<BuildArgs>),
     /// Says why two images measure differently, down to the file in a ramdisk
     Diff(DiffArgs),
@@ -121,22 +121,33 @@ pub struct BuildArgs {
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub cmdline: String,
     /// A ramdisk, used as it is; may be repeated
-    #[arg(long, value_name = "FILE", required_unless_present = "tree", conflicts_with = "tree")]
+    #[arg(long, value_name = "FILE", required_unless_present = "application", conflicts_with = "application")]
     pub ramdisk: Vec<PathBuf>,
     /// A directory that becomes the application's root file system, in a second ramdisk after that of init
-    #[arg(long, value_name = "DIRECTORY", requires = "init", requires = "command")]
+    #[arg(long, value_name = "DIRECTORY", group = "application", requires = "init", requires = "command")]
     pub tree: Option<PathBuf>,
-    /// With --tree: the first program, which takes /cmd and /env from the second ramdisk
-    #[arg(long, value_name = "FILE", requires = "tree")]
+    /// A container image that becomes the application, in place of --tree: an OCI image layout (a directory, or a tar archive of
+    /// one) or what `docker save` writes
+    #[arg(long, value_name = "PATH", group = "application", requires = "init")]
+    pub container: Option<PathBuf>,
+    /// With --container: the image's name, if there are several
+    #[arg(long, value_name = "NAME", requires = "container")]
+    pub image_name: Option<String>,
+    /// With --container: the most that its layers may unpack to, in MiB
+    #[arg(long, value_name = "MIB", requires = "container", default_value_t = eif::containers::DEFAULT_LIMIT >> 20)]
+    pub max_unpacked: u64,
+    /// With --tree or --container: the first program, which takes /cmd and /env from the second ramdisk
+    #[arg(long, value_name = "FILE", requires = "application")]
     pub init: Option<PathBuf>,
-    /// With --tree: a kernel module for the first ramdisk, such as nsm.ko; may be repeated, in the order of loading
-    #[arg(long, value_name = "FILE", requires = "tree")]
+    /// With --tree or --container: a kernel module for the first ramdisk, such as nsm.ko; may be repeated, in the order of loading
+    #[arg(long, value_name = "FILE", requires = "application")]
     pub module: Vec<PathBuf>,
-    /// With --tree: a word of the application's command; repeated for its arguments
-    #[arg(long = "cmd", value_name = "WORD", requires = "tree", allow_hyphen_values = true)]
+    /// A word of the application's command; repeated for its arguments. With --container, in place of the image's entrypoint and
+    /// command
+    #[arg(long = "cmd", value_name = "WORD", requires = "application", allow_hyphen_values = true)]
     pub command: Vec<String>,
-    /// With --tree: a variable of the application's environment, NAME=VALUE; may be repeated
-    #[arg(long = "env", value_name = "NAME=VALUE", requires = "tree")]
+    /// A variable of the application's environment, NAME=VALUE; may be repeated. With --container, beside the image's own
+    #[arg(long = "env", value_name = "NAME=VALUE", requires = "application")]
     pub environment: Vec<String>,
     /// The image's name, by default that of the output
     #[arg(long, value_name = "NAME")]

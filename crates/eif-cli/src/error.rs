@@ -88,6 +88,15 @@ pub enum Error {
         #[source]
         source: eif::ramdisks::RamdiskError,
     },
+    /// A container image cannot be used.
+    #[error("{} cannot be read as a container image", path.display())]
+    Container {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: eif::containers::ContainerError,
+    },
     /// A path cannot be named in an image.
     #[error("{} is not text", path.display())]
     Name {
@@ -113,6 +122,7 @@ impl Error {
         match self {
             Self::Image { source, .. } => source.hint(),
             Self::Resign { source: eif::ResignError::Image(source), .. } => source.hint(),
+            Self::Container { source, .. } => source.hint(),
             Self::Key { source: eif::signing::KeyError::Encrypted, .. } => {
                 Some("`openssl pkcs8 -topk8 -nocrypt -in KEY` takes the passphrase off")
             }

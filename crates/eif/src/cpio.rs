@@ -3,13 +3,14 @@
 //!
 //! Format: the kernel's Documentation/driver-api/early-userspace/buffer-format.rst. Reading follows `init/initramfs.c`: several
 //! archives may follow each other with zeros between them, each may be compressed, and the checksum of "070702" is not looked
-//! at. Deliberately missing: the older formats, which the kernel does not read either, compression other than gzip, and
-//! writing hard links.
+//! at. Deliberately missing: the older formats, which the kernel does not read either, and compression other than gzip, zstd
+//! and xz.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 
-use flate2::bufread::GzDecoder;
 use thiserror::Error;
+
+use crate::compression::Compression;
 
 /// The size to which an archive is padded, so that another can follow it; cpio's own block size.
 const BLOCK: usize = 512;
@@ -76,8 +77,12 @@ pub struct Entry {
     pub mtime: u32,
     /// For a device, its numbers.
     pub device: (u32, u32),
-    /// The size of its data in bytes.
+    /// The size of its data in bytes. Of several names of one file, only one has data.
     pub size: u32,
+    /// The file's number: names that share it, and have more than one link, are names of one file.
+    pub inode: u32,
+    /// How many names it has.
+    pub links: u32,
 }
 
 /// Reads every entry of a ramdisk, in order, and hands its data out in parts: `each` gets the entry and a reader of the data,
@@ -90,15 +95,17 @@ pub fn read_ramdisk(
     let mut entries = 0;
     loop {
         skip_zeros(&mut input)?;
-        match input.fill_buf()? {
-            [] => return Ok(()),
-            [0x1f, ..] => {
-                let mut unpacked = Counted { inner: BufReader::new(GzDecoder::new(&mut input)), position: 0 };
-                while !at_end(&mut unpacked)? {
-                    read_archive(&mut unpacked, &mut entries, &mut each)?;
-                }
-            }
-            _ => read_archive(&mut Counted { inner: &mut input, position: 0 }, &mut entries, &mut each)?,
+        let start = input.fill_buf()?;
+        if start.is_empty() {
+            return Ok(());
+        }
+        let Some(compression) = Compression::of(start) else {
+            read_archive(&mut Counted { inner: &mut input, position: 0 }, &mut entries, &mut each)?;
+            continue;
+        };
+        let mut unpacked = Counted { inner: BufReader::new(compression.unpack_one(&mut input)?), position: 0 };
+        while !at_end(&mut unpacked)? {
+            read_archive(&mut unpacked, &mut entries, &mut each)?;
         }
     }
 }
@@ -183,6 +190,8 @@ fn read_archive<R: Read>(
             mtime: number(5)?,
             device: (number(9)?, number(10)?),
             size,
+            inode: number(0)?,
+            links: number(4)?,
         };
         let mut data = input.take(u64::from(size));
         each(entry, &mut data)?;
@@ -198,6 +207,17 @@ fn read_archive<R: Read>(
 fn pad(input: &mut Counted<impl Read>) -> io::Result<()> {
     let missing = input.position.next_multiple_of(4) - input.position;
     input.read_exact(&mut [0; 4][..missing as usize])
+}
+
+/// What an entry is, beside its name and its data.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Attributes {
+    /// File type and permissions, as in `stat`.
+    pub(crate) mode: u32,
+    /// Owner and group.
+    pub(crate) owner: (u32, u32),
+    /// For a device, its numbers.
+    pub(crate) device: (u32, u32),
 }
 
 /// Writes one archive. Entries get inode numbers in order, owner root and one time.
@@ -226,19 +246,50 @@ impl<W: Write> Writer<W> {
         &mut self,
         path: &[u8],
         mode: u32,
-        (uid, gid): (u32, u32),
-        (major, minor): (u32, u32),
+        owner: (u32, u32),
+        device: (u32, u32),
         data: &[u8],
+    ) -> io::Result<()> {
+        self.attributed_entry(path, Attributes { mode, owner, device }, data)
+    }
+
+    /// Adds an entry with these attributes.
+    pub(crate) fn attributed_entry(&mut self, path: &[u8], attributes: Attributes, data: &[u8]) -> io::Result<()> {
+        let links = if attributes.mode & 0o170_000 == 0o040_000 { 2 } else { 1 };
+        self.linked_entry(path, attributes, data, links).map(|_| ())
+    }
+
+    /// Adds a file that has so many names, and returns its inode number, for the others.
+    pub(crate) fn linked_entry(
+        &mut self,
+        path: &[u8],
+        attributes: Attributes,
+        data: &[u8],
+        links: u32,
+    ) -> io::Result<u32> {
+        self.entries += 1;
+        self.write_entry(path, attributes, data, (self.entries, links))?;
+        Ok(self.entries)
+    }
+
+    /// Adds another name of a file that was added; the kernel makes it a hard link.
+    pub(crate) fn link(&mut self, path: &[u8], attributes: Attributes, inode: u32, links: u32) -> io::Result<()> {
+        self.write_entry(path, attributes, &[], (inode, links))
+    }
+
+    fn write_entry(
+        &mut self,
+        path: &[u8],
+        Attributes { mode, owner: (uid, gid), device: (major, minor) }: Attributes,
+        data: &[u8],
+        (inode, links): (u32, u32),
     ) -> io::Result<()> {
         let too_large = |_| io::Error::other(format!("{} is too large for a cpio archive", path.escape_ascii()));
         let size = u32::try_from(data.len()).map_err(too_large)?;
         let name_size = u32::try_from(path.len() + 1).map_err(too_large)?;
-        let trailer = path == TRAILER;
-        let links = if mode & 0o170_000 == 0o040_000 { 2 } else { 1 };
-        self.entries += 1;
-        let mtime = if trailer { 0 } else { self.mtime };
+        let mtime = if path == TRAILER { 0 } else { self.mtime };
         // Inode, mode, owner, group, links, time, size, device (2), the device it is (2), name's size, checksum.
-        let fields = [self.entries, mode, uid, gid, links, mtime, size, 0, 0, major, minor, name_size, 0];
+        let fields = [inode, mode, uid, gid, links, mtime, size, 0, 0, major, minor, name_size, 0];
         let mut header = String::from("070701");
         for field in fields {
             header.push_str(&format!("{field:08x}"));

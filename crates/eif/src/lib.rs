@@ -28,15 +28,20 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod boot_image;
+#[cfg(feature = "ramdisks")]
+mod compression;
+#[cfg(feature = "containers")]
+pub mod containers;
 #[cfg(feature = "ramdisks")]
 pub mod cpio;
 mod description;
 #[cfg(feature = "ramdisks")]
 pub mod diff;
 mod error;
+mod feed;
 mod header;
 mod layout;
 mod measure;
@@ -48,10 +53,13 @@ mod pem;
 pub mod ramdisks;
 mod readers;
 mod resign;
+mod sha384;
 mod signature;
 #[cfg(feature = "signing")]
 pub mod signing;
 mod stream;
+#[cfg(feature = "ramdisks")]
+mod tree;
 mod warning;
 mod writer;
 

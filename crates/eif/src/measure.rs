@@ -2,24 +2,24 @@
 
 use std::io::{self, Read};
 
+use crate::sha384::Sha384;
 use serde::{Serialize, Serializer};
-use sha2::{Digest as _, Sha384};
 
 /// A SHA-384 digest, the value of one PCR.
 pub type Digest = [u8; 48];
 
 /// The value of a PCR after `data` was extended into `old`: `SHA384(old || data)`.
 pub fn extend(old: &Digest, data: &[u8]) -> Digest {
-    Sha384::new().chain_update(old).chain_update(data).finalize().into()
+    Sha384::digest(&[old, data].concat())
 }
 
 /// The PCR of a whole file, as `nitro-cli pcr --input` has it: the file's digest, extended into 48 zero bytes.
 pub fn pcr_of(mut file: impl Read) -> io::Result<Digest> {
-    let mut hasher = Sha384::new();
+    let mut hasher = Sha384::default();
     let mut buffer = vec![0; 128 << 10];
     loop {
         match file.read(&mut buffer) {
-            Ok(0) => return Ok(extend(&[0; 48], &hasher.finalize())),
+            Ok(0) => return Ok(extend(&[0; 48], &hasher.finish())),
             Ok(size) => hasher.update(&buffer[..size]),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
             Err(error) => return Err(error),
@@ -78,9 +78,9 @@ pub(crate) struct Measurer {
 impl Measurer {
     /// Takes the next bytes of a kernel or a command line.
     pub(crate) fn update(&mut self, bytes: &[u8]) {
-        self.image.update(bytes);
-        if let Some(bootstrap) = &mut self.bootstrap {
-            bootstrap.update(bytes);
+        match &mut self.bootstrap {
+            None => self.image.update(bytes),
+            Some(bootstrap) => self.image.update_both(bootstrap, bytes),
         }
     }
 
@@ -94,20 +94,20 @@ impl Measurer {
 
     /// Takes the next bytes of the ramdisk that was begun last.
     pub(crate) fn update_ramdisk(&mut self, bytes: &[u8]) {
-        self.image.update(bytes);
-        if self.ramdisks > 1 {
-            self.application.update(bytes);
+        match self.ramdisks {
+            0..=1 => self.image.update(bytes),
+            _ => self.image.update_both(&mut self.application, bytes),
         }
     }
 
     /// Takes the signing certificate, DER.
     pub(crate) fn set_certificate(&mut self, der: &[u8]) {
-        self.certificate = Some(Sha384::digest(der).into());
+        self.certificate = Some(Sha384::digest(der));
     }
 
     /// The measurements of everything so far.
     pub(crate) fn measurements(&self) -> Measurements {
-        let pcr = |hasher: &Sha384| extend(&[0; 48], &hasher.clone().finalize());
+        let pcr = |hasher: &Sha384| extend(&[0; 48], &hasher.clone().finish());
         Measurements {
             pcr0: pcr(&self.image),
             pcr1: pcr(self.bootstrap.as_ref().unwrap_or(&self.image)),
@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     fn pcr(parts: &[&[u8]]) -> Digest {
-        let digest: Digest = Sha384::digest(parts.concat()).into();
+        let digest = Sha384::digest(&parts.concat());
         extend(&[0; 48], &digest)
     }
 

@@ -1,24 +1,14 @@
 //! The two ramdisks of an enclave image, in the shape that nitro-cli gives them: init with its modules first, the application
 //! second, so that PCR1 stays the same when only the application changes.
 //!
-//! Equal files give equal bytes wherever they lie: entries are sorted by name, belong to root, have one time, and permissions
-//! are reduced to what git keeps of them. Deliberately missing: hard links (each name gets the data), devices, sockets and
-//! extended attributes; nitro-cli leaves the last out too.
+//! Equal files give equal bytes wherever they lie: entries are sorted by name and have one time, and so on, see [`Tree`].
 
-use std::collections::BTreeMap;
-use std::fs;
 use std::io;
-use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use thiserror::Error;
 
-use crate::cpio::Writer;
-
-const DIRECTORY: u32 = 0o040_000;
-const REGULAR: u32 = 0o100_000;
-const SYMLINK: u32 = 0o120_000;
+pub use crate::tree::Tree;
 
 /// What AWS's init mounts over, or expects, below the application's root.
 const MOUNT_POINTS: [&str; 6] = ["dev", "run", "sys", "var", "proc", "tmp"];
@@ -52,100 +42,18 @@ pub enum RamdiskError {
     Write(#[from] io::Error),
 }
 
-/// A file, a directory or a symbolic link of a tree.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Node {
-    mode: u32,
-    data: Vec<u8>,
-}
-
-/// A tree of files, by path. Paths sort so that a directory comes before what is in it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Tree(BTreeMap<Vec<u8>, Node>);
-
-impl Tree {
-    /// Reads a directory with everything below it. Symbolic links are kept, not followed.
-    pub fn read(directory: &Path) -> Result<Self, RamdiskError> {
-        let mut tree = Self::default();
-        tree.add(directory, &mut Vec::new())?;
-        Ok(tree)
-    }
-
-    fn add(&mut self, directory: &Path, name: &mut Vec<u8>) -> Result<(), RamdiskError> {
-        let failed = |path: &Path| {
-            let path = path.to_owned();
-            move |source| RamdiskError::Read { path, source }
-        };
-        for entry in fs::read_dir(directory).map_err(failed(directory))? {
-            let entry = entry.map_err(failed(directory))?;
-            let path = entry.path();
-            let metadata = fs::symlink_metadata(&path).map_err(failed(&path))?;
-            let parent = name.len();
-            if parent > 0 {
-                name.push(b'/');
-            }
-            name.extend_from_slice(entry.file_name().as_bytes());
-            let kind = metadata.file_type();
-            let node = if kind.is_dir() {
-                Node { mode: DIRECTORY | portable(metadata.mode() | 0o100), data: Vec::new() }
-            } else if kind.is_symlink() {
-                let target = fs::read_link(&path).map_err(failed(&path))?;
-                Node { mode: SYMLINK | 0o777, data: target.as_os_str().as_bytes().to_vec() }
-            } else if kind.is_file() {
-                Node { mode: REGULAR | portable(metadata.mode()), data: fs::read(&path).map_err(failed(&path))? }
-            } else {
-                return Err(RamdiskError::Special { path });
-            };
-            self.0.insert(name.clone(), node);
-            if kind.is_dir() {
-                self.add(&path, name)?;
-            }
-            name.truncate(parent);
-        }
-        Ok(())
-    }
-
-    /// Adds a directory, if there is nothing of that name yet.
-    fn directory(&mut self, path: &str) {
-        self.0.entry(path.into()).or_insert(Node { mode: DIRECTORY | 0o755, data: Vec::new() });
-    }
-
-    fn file(&mut self, path: &str, permissions: u32, data: Vec<u8>) {
-        self.0.insert(path.into(), Node { mode: REGULAR | permissions, data });
-    }
-
-    fn pack(&self, mtime: u32) -> Result<Vec<u8>, RamdiskError> {
-        let mut writer = Writer::new(Vec::new(), mtime);
-        for (path, Node { mode, data }) in &self.0 {
-            writer.entry(path, *mode, (0, 0), data)?;
-        }
-        Ok(writer.finish()?)
-    }
-}
-
-/// Permissions that do not depend on the umask under which a file was made: whether it can be executed, the special bits, and
-/// whether everyone may write to a sticky directory such as `/tmp`.
-fn portable(mode: u32) -> u32 {
-    let special = mode & 0o7000;
-    match mode {
-        _ if mode & 0o1002 == 0o1002 => special | 0o777,
-        _ if mode & 0o111 != 0 => special | 0o755,
-        _ => special | 0o644,
-    }
-}
-
 /// The first ramdisk: init, and kernel modules (name and bytes) with the order in which they are to be loaded. The time of every
 /// entry is in seconds since 1970.
 pub fn boot_ramdisk(init: Vec<u8>, modules: Vec<(String, Vec<u8>)>, mtime: u32) -> Result<Vec<u8>, RamdiskError> {
     let mut tree = Tree::default();
-    tree.directory("dev");
-    tree.file("init", 0o755, init);
+    tree.add_directory("dev");
+    tree.add_file("init", 0o755, init);
     if !modules.is_empty() {
         let names = modules.iter().map(|(name, _)| name.clone());
-        tree.file("modules_load_order", 0o644, lines(names)?);
+        tree.add_file("modules_load_order", 0o644, lines(names)?);
     }
     for (name, bytes) in modules {
-        tree.file(&name, 0o755, bytes);
+        tree.add_file(&name, 0o755, bytes);
     }
     tree.pack(mtime)
 }
@@ -159,15 +67,15 @@ pub fn application_ramdisk(
     mtime: u32,
 ) -> Result<Vec<u8>, RamdiskError> {
     let mut whole = Tree::default();
-    whole.directory("rootfs");
+    whole.add_directory("rootfs");
     for (path, node) in &tree.0 {
         whole.0.insert([b"rootfs/", path.as_slice()].concat(), node.clone());
     }
     for place in MOUNT_POINTS {
-        whole.directory(&format!("rootfs/{place}"));
+        whole.add_directory(&format!("rootfs/{place}"));
     }
-    whole.file("cmd", 0o644, lines(command.iter().cloned())?);
-    whole.file("env", 0o644, lines(environment.iter().cloned())?);
+    whole.add_file("cmd", 0o644, lines(command.iter().cloned())?);
+    whole.add_file("env", 0o644, lines(environment.iter().cloned())?);
     whole.pack(mtime)
 }
 
@@ -185,6 +93,7 @@ fn lines(words: impl Iterator<Item = String>) -> Result<Vec<u8>, RamdiskError> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::{PermissionsExt as _, symlink};
 
     use super::*;

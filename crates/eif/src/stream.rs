@@ -5,6 +5,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 
 use crate::error::Error;
+use crate::feed::{Feed, Measured};
 use crate::header::{CRC_OFFSET, SectionKind};
 use crate::layout::{Layout, Section, Verdict};
 use crate::measure::Measurer;
@@ -74,40 +75,43 @@ impl Contents {
         large_parts: LargeParts,
         cmdline: &mut Vec<u8>,
     ) -> Result<(), Error> {
-        let mut pass = Pass { reader, crc: crc32fast::Hasher::new() };
-        pass.crc.update(&self.layout.header.to_bytes()[..CRC_OFFSET]);
-        let keep = large_parts == LargeParts::Keep;
-        let measurer = &mut self.measurer;
-        for (index, section) in self.layout.sections.iter().enumerate() {
-            match section.kind {
-                SectionKind::Kernel => {
-                    pass.section(index, section, &mut self.kernel, keep, |bytes| measurer.update(bytes))?;
-                }
-                SectionKind::Cmdline => {
-                    cmdline.clear();
-                    pass.section(index, section, cmdline, true, |bytes| measurer.update(bytes))?;
-                }
-                SectionKind::Ramdisk => {
-                    let start = self.initrd.len();
-                    measurer.begin_ramdisk();
-                    pass.section(index, section, &mut self.initrd, keep, |bytes| measurer.update_ramdisk(bytes))?;
-                    self.ramdisks.push(start..self.initrd.len());
-                }
-                SectionKind::Signature => {
-                    let bytes = self.signature.insert(Vec::new());
-                    pass.section(index, section, bytes, true, |_| ())?;
-                }
-                SectionKind::Metadata => {
-                    let bytes = self.metadata_json.insert(Vec::new());
-                    pass.section(index, section, bytes, true, |_| ())?;
-                }
-                SectionKind::Invalid | SectionKind::Unknown(_) => {
-                    pass.section(index, section, &mut Vec::new(), false, |_| ())?;
+        std::thread::scope(|scope| {
+            let feed = match large_parts {
+                // What is kept is read straight into its place, where a second thread could not see it yet.
+                LargeParts::Keep => Feed::here(),
+                LargeParts::Measure => Feed::beside(scope, self.layout.file_size),
+            };
+            let mut pass = Pass { reader, crc: crc32fast::Hasher::new(), feed };
+            pass.crc.update(&self.layout.header.to_bytes()[..CRC_OFFSET]);
+            let keep = large_parts == LargeParts::Keep;
+            for (index, section) in self.layout.sections.iter().enumerate() {
+                match section.kind {
+                    SectionKind::Kernel => {
+                        pass.section(index, section, keep.then_some(&mut self.kernel), Some(Measured::Boot))?;
+                    }
+                    SectionKind::Cmdline => {
+                        cmdline.clear();
+                        pass.section(index, section, Some(cmdline), Some(Measured::Boot))?;
+                    }
+                    SectionKind::Ramdisk => {
+                        let start = self.initrd.len();
+                        pass.feed.begin_ramdisk();
+                        pass.section(index, section, keep.then_some(&mut self.initrd), Some(Measured::Ramdisk))?;
+                        self.ramdisks.push(start..self.initrd.len());
+                    }
+                    SectionKind::Signature => {
+                        pass.section(index, section, Some(self.signature.insert(Vec::new())), None)?;
+                    }
+                    SectionKind::Metadata => {
+                        pass.section(index, section, Some(self.metadata_json.insert(Vec::new())), None)?;
+                    }
+                    SectionKind::Invalid | SectionKind::Unknown(_) => pass.section(index, section, None, None)?,
                 }
             }
-        }
-        self.crc = pass.crc.finalize();
-        Ok(())
+            self.crc = pass.crc.finalize();
+            self.measurer = pass.feed.finish();
+            Ok(())
+        })
     }
 
     /// Checks what can only be checked when all bytes have been seen. The checksum comes first, because damage explains
@@ -149,48 +153,62 @@ impl Contents {
     }
 }
 
-struct Pass<'a, R> {
+struct Pass<'a, 'scope, R> {
     reader: &'a mut R,
     crc: crc32fast::Hasher,
+    feed: Feed<'scope>,
 }
 
-impl<R: Read + Seek> Pass<'_, R> {
-    /// Reads a section's data to the end of `bytes`, or without keeping it. `each` sees every part of it once.
+impl<R: Read + Seek> Pass<'_, '_, R> {
+    /// Reads a section's data once, to the end of `kept` if it is to be kept.
     fn section(
         &mut self,
         index: usize,
         section: &Section,
-        bytes: &mut Vec<u8>,
-        keep: bool,
-        mut each: impl FnMut(&[u8]),
+        mut kept: Option<&mut Vec<u8>>,
+        measured: Option<Measured>,
     ) -> Result<(), Error> {
         let Section { kind, size, .. } = *section;
         let offset = section.data_offset();
-        let out_of_memory = || Error::OutOfMemory { index, kind, size };
-        // The layout has been checked: the file does hold that many bytes, so the reservation is not a claim's.
-        let capacity = usize::try_from(if keep { size } else { size.min(CHUNK) }).map_err(|_| out_of_memory())?;
-        bytes.try_reserve_exact(capacity).map_err(|_| out_of_memory())?;
+        if let Some(bytes) = &mut kept {
+            let out_of_memory = || Error::OutOfMemory { index, kind, size };
+            // The layout has been checked: the file does hold that many bytes, so the reservation is not a claim's.
+            let capacity = usize::try_from(size).map_err(|_| out_of_memory())?;
+            bytes.try_reserve_exact(capacity).map_err(|_| out_of_memory())?;
+        }
         self.crc.update(&section.header().to_bytes());
         self.reader.seek(SeekFrom::Start(offset)).map_err(|source| Error::Read { offset, source })?;
 
         let mut done = 0;
         while done < size {
-            let start = bytes.len();
-            let read = (&mut *self.reader)
-                .take(CHUNK.min(size - done))
-                .read_to_end(bytes)
-                .map_err(|source| Error::Read { offset: offset + done, source })?;
+            let wanted = CHUNK.min(size - done);
+            let mut chunk = (&mut *self.reader).take(wanted);
+            let failed = |source| Error::Read { offset: offset + done, source };
+            let read = match &mut kept {
+                Some(bytes) => {
+                    let start = bytes.len();
+                    let read = chunk.read_to_end(bytes).map_err(failed)?;
+                    let bytes = bytes.get(start..).unwrap_or_default();
+                    self.crc.update(bytes);
+                    if let Some(measured) = measured {
+                        self.feed.lend(measured, bytes);
+                    }
+                    read
+                }
+                None => {
+                    let mut bytes = self.feed.buffer();
+                    bytes.reserve_exact(CHUNK as usize);
+                    let read = chunk.read_to_end(&mut bytes).map_err(failed)?;
+                    self.crc.update(&bytes);
+                    self.feed.give(measured, bytes);
+                    read
+                }
+            };
             if read == 0 {
                 // The file became shorter since its layout was checked.
                 return Err(Error::ShortSection { index, kind, offset, found: done, expected: size });
             }
-            let chunk = bytes.get(start..).unwrap_or_default();
-            self.crc.update(chunk);
-            each(chunk);
             done += read as u64;
-            if !keep {
-                bytes.truncate(start);
-            }
         }
         Ok(())
     }

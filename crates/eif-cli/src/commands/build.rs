@@ -1,8 +1,9 @@
-//! `eif build`: an image of parts, or of a directory.
+//! `eif build`: an image of parts, of a directory, or of a container image.
 
 use std::io::Write;
 use std::path::Path;
 
+use eif::containers::{Container, Overrides, Platform, Wanted};
 use eif::ramdisks::{self, Tree};
 use eif::signing::Request;
 use eif::{FLAG_AARCH64, Metadata, Writer};
@@ -13,14 +14,16 @@ use crate::Answer;
 use crate::cli::BuildArgs;
 use crate::error::Error;
 use crate::files::{self, Output};
+use crate::output;
 
-pub(crate) fn run(arguments: &BuildArgs, json: bool, output: &mut impl Write) -> Result<Answer, Error> {
-    let mut writer =
-        Writer::new(files::read(&arguments.kernel)?, &arguments.cmdline).metadata(metadata(arguments)?.to_json());
+pub(crate) fn run(arguments: &BuildArgs, json: bool, answer: &mut impl Write) -> Result<Answer, Error> {
+    let Parts { ramdisks, docker_info } = parts(arguments)?;
+    let metadata = metadata(arguments, docker_info)?;
+    let mut writer = Writer::new(files::read(&arguments.kernel)?, &arguments.cmdline).metadata(metadata.to_json());
     if arguments.aarch64 {
         writer = writer.flags(FLAG_AARCH64);
     }
-    for ramdisk in ramdisks(arguments)? {
+    for ramdisk in ramdisks {
         writer = writer.ramdisk(ramdisk);
     }
     let mut measured = writer.measurements();
@@ -34,14 +37,21 @@ pub(crate) fn run(arguments: &BuildArgs, json: bool, output: &mut impl Write) ->
     let mut written = Output::create(path)?;
     writer.write_to(&mut written.file).map_err(|source| Error::Write { path: path.clone(), source })?;
     written.finish()?;
-    sign::report(&measured, json, output)?;
+    sign::report(&measured, json, answer)?;
     Ok(Answer::Yes)
 }
 
-/// The ramdisks as they are given, or those of init and of the application's directory.
-fn ramdisks(arguments: &BuildArgs) -> Result<Vec<Vec<u8>>, Error> {
-    let (Some(tree), Some(init)) = (&arguments.tree, &arguments.init) else {
-        return arguments.ramdisk.iter().map(|path| files::read(path)).collect();
+/// What an image is made of, beside its kernel.
+struct Parts {
+    ramdisks: Vec<Vec<u8>>,
+    docker_info: Option<Value>,
+}
+
+/// The ramdisks as they are given, or those of init and of the application.
+fn parts(arguments: &BuildArgs) -> Result<Parts, Error> {
+    let Some(init) = &arguments.init else {
+        let ramdisks = arguments.ramdisk.iter().map(|path| files::read(path)).collect::<Result<_, _>>()?;
+        return Ok(Parts { ramdisks, docker_info: None });
     };
     let time = epoch()?;
     let failed = |path: &Path| {
@@ -54,17 +64,49 @@ fn ramdisks(arguments: &BuildArgs) -> Result<Vec<Vec<u8>>, Error> {
         modules.push((name.to_owned(), files::read(path)?));
     }
     let boot = ramdisks::boot_ramdisk(files::read(init)?, modules, time).map_err(failed(init))?;
-    let files = Tree::read(tree).map_err(failed(tree))?;
-    let application = ramdisks::application_ramdisk(&files, &arguments.command, &arguments.environment, time)
-        .map_err(failed(tree))?;
-    Ok(vec![boot, application])
+    let (tree, command, environment, docker_info, path);
+    match (&arguments.container, &arguments.tree) {
+        (Some(container), _) => {
+            path = container;
+            (tree, command, environment, docker_info) = read_container(container, arguments)?;
+        }
+        (None, directory) => {
+            path = directory.as_ref().unwrap_or(init);
+            tree = directory.as_deref().map_or(Ok(Tree::default()), Tree::read).map_err(failed(path))?;
+            (command, environment) = (arguments.command.clone(), arguments.environment.clone());
+            docker_info = None;
+        }
+    }
+    let application = ramdisks::application_ramdisk(&tree, &command, &environment, time).map_err(failed(path))?;
+    Ok(Parts { ramdisks: vec![boot, application], docker_info })
 }
 
-fn metadata(arguments: &BuildArgs) -> Result<Metadata, Error> {
+type Application = (Tree, Vec<String>, Vec<String>, Option<Value>);
+
+/// Reads a container image, and tells on standard error what an enclave will not do of what it asks for.
+fn read_container(path: &Path, arguments: &BuildArgs) -> Result<Application, Error> {
+    let wanted = Wanted {
+        platform: if arguments.aarch64 { Platform::Arm64 } else { Platform::Amd64 },
+        name: arguments.image_name.clone(),
+        limit: arguments.max_unpacked.saturating_mul(1 << 20),
+    };
+    let overrides = Overrides { command: arguments.command.clone(), environment: arguments.environment.clone() };
+    let Container { tree, command, environment, docker_info, remarks } = Container::read(path, &wanted, &overrides)
+        .map_err(|source| Error::Container { path: path.to_owned(), source })?;
+    for remark in remarks {
+        eprintln!("eif: warning: {}", output::plain(&remark));
+    }
+    Ok((tree, command, environment, Some(docker_info)))
+}
+
+fn metadata(arguments: &BuildArgs, docker_info: Option<Value>) -> Result<Metadata, Error> {
     let stem = arguments.output.file_stem().and_then(|stem| stem.to_str()).unwrap_or("enclave");
     let mut metadata = Metadata::new(arguments.name.as_deref().unwrap_or(stem), &arguments.image_version);
     metadata.build_metadata.build_time = eif::rfc3339(u64::from(epoch()?));
     metadata.build_metadata.kernel_version.clone_from(&arguments.kernel_version);
+    if let Some(docker_info) = docker_info {
+        metadata.docker_info = docker_info;
+    }
     if let Some(path) = &arguments.metadata {
         metadata.custom_metadata = Value::Object(read_object(path)?);
     }
