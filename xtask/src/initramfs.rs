@@ -2,10 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::cpio::Writer;
+use eif::cpio::Writer;
+
 use crate::error::{Error, FileContext, Result};
 use crate::paths::{self, Paths, cargo};
 use crate::{command, guest_target};
+
+/// A character device that only its owner may use, as in `stat`.
+const CONSOLE: u32 = 0o020_600;
 
 /// The two ramdisks. An enclave image holds them as two sections; elsewhere the first is enough.
 #[derive(Debug, Clone)]
@@ -53,19 +57,19 @@ fn init_archive(program: &Path, modules: &[PathBuf]) -> Result<Vec<u8>> {
     }
     let init = paths::read(program)?;
     let pack = || -> std::io::Result<Vec<u8>> {
-        let mut writer = Writer::new(Vec::new());
+        let mut writer = Writer::new(Vec::new(), 0);
         for directory in ["dev", "proc", "sys", "tmp"] {
             writer.directory(directory)?;
         }
         // Without it the kernel starts init with no file descriptor; devtmpfs covers it later.
-        writer.character_device("dev/console", 5, 1)?;
-        writer.executable("init", &init)?;
+        writer.entry(b"dev/console", CONSOLE, (5, 1), &[])?;
+        writer.file("init", 0o755, &init)?;
         if !contents.is_empty() {
             writer.directory("modules")?;
             let order: String = contents.iter().map(|(name, _)| format!("{name}\n")).collect();
-            writer.file("modules/order", order.as_bytes())?;
+            writer.file("modules/order", 0o644, order.as_bytes())?;
             for (name, bytes) in &contents {
-                writer.file(&format!("modules/{name}"), bytes)?;
+                writer.file(&format!("modules/{name}"), 0o644, bytes)?;
             }
         }
         writer.finish()
@@ -74,11 +78,11 @@ fn init_archive(program: &Path, modules: &[PathBuf]) -> Result<Vec<u8>> {
 }
 
 fn application_archive() -> std::io::Result<Vec<u8>> {
-    let mut writer = Writer::new(Vec::new());
+    let mut writer = Writer::new(Vec::new(), 0);
     writer.directory("rootfs")?;
-    writer.file("rootfs/about", b"where an enclave's application would be\n")?;
-    writer.file("cmd", b"/init\n")?;
-    writer.file("env", b"\n")?;
+    writer.file("rootfs/about", 0o644, b"where an enclave's application would be\n")?;
+    writer.file("cmd", 0o644, b"/init\n")?;
+    writer.file("env", 0o644, b"\n")?;
     writer.finish()
 }
 

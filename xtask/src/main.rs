@@ -6,7 +6,6 @@ mod boot_test;
 mod checks;
 mod ci;
 mod command;
-mod cpio;
 mod demo;
 mod error;
 mod exit_codes;

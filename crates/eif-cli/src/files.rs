@@ -7,18 +7,19 @@ use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
 use crate::error::Error;
+use crate::progress::Shown;
 
 pub(crate) fn error(verb: &'static str, path: &Path) -> impl Fn(io::Error) -> Error {
     let path = path.to_owned();
     move |source| Error::File { verb, path: path.clone(), source }
 }
 
-pub(crate) fn open(path: &Path) -> Result<File, Error> {
+pub(crate) fn open(path: &Path) -> Result<Shown, Error> {
     let file = File::open(path).map_err(error("open", path))?;
     if file.metadata().map_err(error("open", path))?.is_dir() {
         return Err(error("read", path)(io::ErrorKind::IsADirectory.into()));
     }
-    Ok(file)
+    Shown::new(file, path).map_err(error("open", path))
 }
 
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>, Error> {

@@ -470,7 +470,7 @@ fn errors_name_the_file_the_cause_and_what_to_do() {
     assert_eq!(
         place.error(&["extract", "other", "-o", "parts"]),
         "eif: error: other cannot be read as an enclave image\n  1: not an eif: the file starts with \\x7f\\x7f\\x7f\\x7f, \
-         expected \".eif\"\n  hint: an enclave image is made by `nitro-cli build-enclave` or `eif_build`\n"
+         expected \".eif\"\n  hint: an enclave image is made by `nitro-cli build-enclave` or `eif build`\n"
     );
     assert_eq!(
         place.error(&["pcr", "--signing-certificate", "short"]),

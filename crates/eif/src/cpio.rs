@@ -178,12 +178,8 @@ fn read_archive<R: Read>(
         if *entries > MOST_ENTRIES {
             return Err(CpioError::TooManyEntries);
         }
-        let name = match name.strip_prefix(b"./").or(name.strip_prefix(b"/")) {
-            Some(relative) => relative.to_vec(),
-            None => name,
-        };
         let entry = Entry {
-            name,
+            name: relative(&name).to_vec(),
             mode: number(1)?,
             uid: number(2)?,
             gid: number(3)?,
@@ -201,6 +197,14 @@ fn read_archive<R: Read>(
         }
         pad(input)?;
     }
+}
+
+/// A path without slashes and `./` before it, as the kernel's current directory is the root when it unpacks.
+fn relative(mut path: &[u8]) -> &[u8] {
+    while let Some(rest) = path.strip_prefix(b"/").or(path.strip_prefix(b"./")) {
+        path = rest;
+    }
+    path
 }
 
 /// Skips to the next multiple of four bytes.
@@ -239,6 +243,16 @@ impl<W: Write> Writer<W> {
     /// must have been added.
     pub fn entry(&mut self, path: &[u8], mode: u32, device: (u32, u32), data: &[u8]) -> io::Result<()> {
         self.owned_entry(path, mode, (0, 0), device, data)
+    }
+
+    /// Adds a directory that everyone may read; those above it must have been added.
+    pub fn directory(&mut self, path: &str) -> io::Result<()> {
+        self.entry(path.as_bytes(), 0o040_755, (0, 0), &[])
+    }
+
+    /// Adds a file with these permissions.
+    pub fn file(&mut self, path: &str, permissions: u32, data: &[u8]) -> io::Result<()> {
+        self.entry(path.as_bytes(), 0o100_000 | permissions, (0, 0), data)
     }
 
     /// Adds an entry with an owner and a group besides.
@@ -326,6 +340,18 @@ impl<W: Write> Writer<W> {
 mod tests {
     use super::*;
 
+    /// `echo a | cpio -o -H newc | xz --check=crc32`, as the kernel wants it, of a file of two letters and a line break.
+    const XZ: &[u8] = &[
+        0xfd, 0x37, 0x7a, 0x58, 0x5a, 0x00, 0x00, 0x01, 0x69, 0x22, 0xde, 0x36, 0x02, 0x00, 0x21, 0x01, 0x1c, 0x00,
+        0x00, 0x00, 0x10, 0xcf, 0x58, 0xcc, 0xe0, 0x01, 0xff, 0x00, 0x41, 0x5d, 0x00, 0x18, 0x0d, 0xdd, 0x04, 0x63,
+        0x83, 0x22, 0x04, 0x9c, 0x89, 0x80, 0x3a, 0xc1, 0x4a, 0xa2, 0xf3, 0x2e, 0x3c, 0xf2, 0x05, 0xa5, 0x51, 0x40,
+        0x57, 0xd1, 0x4c, 0xbc, 0xec, 0xc0, 0x8b, 0x3e, 0xd8, 0x8d, 0x50, 0x1d, 0x0b, 0xf7, 0xce, 0x54, 0x1b, 0xd8,
+        0x5b, 0xe7, 0x9f, 0x33, 0x8b, 0xbd, 0xc5, 0xf7, 0x0f, 0x3a, 0xe9, 0xce, 0x74, 0x58, 0x56, 0xdb, 0x35, 0x7a,
+        0x42, 0x46, 0x4f, 0x43, 0x49, 0x00, 0x00, 0x00, 0x00, 0x00, 0x70, 0xf3, 0x18, 0x2d, 0x00, 0x01, 0x59, 0x80,
+        0x04, 0x00, 0x00, 0x00, 0x27, 0xaa, 0x50, 0xd6, 0x3e, 0x30, 0x0d, 0x8b, 0x02, 0x00, 0x00, 0x00, 0x00, 0x01,
+        0x59, 0x5a,
+    ];
+
     fn archive(mtime: u32) -> Vec<u8> {
         let mut writer = Writer::new(Vec::new(), mtime);
         writer.entry(b"dev", 0o040_755, (0, 0), &[]).unwrap();
@@ -362,6 +388,36 @@ mod tests {
         let (init, data) = &entries[2];
         assert_eq!((init.mode, init.uid, init.gid, init.mtime), (0o100_755, 7, 8, 9));
         assert_eq!(data, b"#!/bin/sh\n");
+    }
+
+    #[test]
+    fn cpio_itself_lists_the_entries() {
+        use std::process::{Command, Stdio};
+        let started =
+            Command::new("cpio").args(["-it", "--quiet"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let Ok(mut child) = started else {
+            eprintln!("skipped: cpio is not installed");
+            return;
+        };
+        child.stdin.take().unwrap().write_all(&archive(0)).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "dev\ndev/console\ninit\n");
+    }
+
+    #[test]
+    fn paths_are_relative_however_they_are_written() {
+        for (path, expected) in [("/a", "a"), ("./a", "a"), ("//././/a/./b", "a/./b"), (".", "."), ("./", "")] {
+            assert_eq!(relative(path.as_bytes()), expected.as_bytes(), "{path}");
+        }
+    }
+
+    #[test]
+    fn compressed_ramdisks_are_read() {
+        let archive = archive(0);
+        let zstd = ruzstd::encoding::compress_to_vec(&archive[..], ruzstd::encoding::CompressionLevel::Fastest);
+        assert_eq!(read(&[&zstd[..], &[0; 4], &archive].concat()).unwrap().len(), 6);
+        assert_eq!(read(XZ).unwrap()[0].0.name, b"a");
+        assert_eq!(read(&[XZ, &gzip(&archive), XZ].concat()).unwrap().len(), 5);
     }
 
     #[test]

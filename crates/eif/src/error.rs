@@ -201,14 +201,14 @@ impl Error {
     /// What to do about it, where the cause is known.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            Self::Magic { .. } => Some("an enclave image is made by `nitro-cli build-enclave` or `eif_build`"),
-            Self::Version { .. } => Some(
-                "the image was made by an old tool; rebuild it with nitro-cli 1.2 or later, which writes version 4",
-            ),
+            Self::Magic { .. } => Some("an enclave image is made by `nitro-cli build-enclave` or `eif build`"),
+            Self::Version { .. } => {
+                Some("the image was made by an old tool; nitro-cli 1.2 or later and `eif build` write version 4")
+            }
             Self::Architecture { .. } => Some("build the image on, or for, an x86_64 parent instance"),
             Self::StaleSize { kind: SectionKind::Signature, .. } => Some(
                 "the image was probably signed a second time by AWS's tools, which leave the first signature's size \
-                 in the header (aws-nitro-enclaves-image-format issue 54); build it again and sign it once",
+                 in the header (aws-nitro-enclaves-image-format issue 54); `eif sign` signs it anew with a header that fits",
             ),
             Self::StaleSize { .. } => Some(
                 "a tool that replaced a section left the old size in the header, as AWS's tools do when they sign an \

@@ -2,7 +2,7 @@
 //!
 //! This is the one thread that the crate starts. It lives no longer than the call that reads the image.
 
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 
 use crate::measure::Measurer;
@@ -38,7 +38,7 @@ fn take(measurer: &mut Measurer, measured: Measured, bytes: &[u8]) {
 /// Where an image's bytes go to be measured, in their order.
 pub(crate) enum Feed<'scope> {
     /// Measured by whoever reads.
-    Here { measurer: Measurer, spare: Vec<u8> },
+    Here { measurer: Box<Measurer>, spare: Vec<u8> },
     /// Measured by a thread, which gives the buffers back.
     Beside { steps: SyncSender<Step>, spare: Receiver<Vec<u8>>, thread: ScopedJoinHandle<'scope, Measurer> },
 }
@@ -46,7 +46,7 @@ pub(crate) enum Feed<'scope> {
 impl<'scope> Feed<'scope> {
     /// A feed for measuring as the bytes are read.
     pub(crate) fn here() -> Self {
-        Self::Here { measurer: Measurer::default(), spare: Vec::new() }
+        Self::Here { measurer: Box::default(), spare: Vec::new() }
     }
 
     /// A feed for a file of this size, with a thread if that is worth one and the host has one to give.
@@ -89,10 +89,8 @@ impl<'scope> Feed<'scope> {
     pub(crate) fn buffer(&mut self) -> Vec<u8> {
         let mut buffer = match self {
             Self::Here { spare, .. } => std::mem::take(spare),
-            Self::Beside { spare, .. } => match spare.try_recv() {
-                Ok(buffer) => buffer,
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => Vec::new(),
-            },
+            // None has come back yet.
+            Self::Beside { spare, .. } => spare.try_recv().unwrap_or_default(),
         };
         buffer.clear();
         buffer
@@ -123,7 +121,7 @@ impl<'scope> Feed<'scope> {
     /// The measurements, once all bytes have been taken.
     pub(crate) fn finish(self) -> Measurer {
         match self {
-            Self::Here { measurer, .. } => measurer,
+            Self::Here { measurer, .. } => *measurer,
             Self::Beside { steps, spare: _, thread } => {
                 drop(steps);
                 thread.join().expect("the measuring thread does not panic")

@@ -21,7 +21,7 @@ pub enum EnclaveError {
     /// Something that no machine boots.
     #[error(
         "{path} is no Enclave Image (EIF): it starts with \"{}\", expected \".eif\"; \
-         an enclave image is made by `nitro-cli build-enclave` or `eif_build`",
+         an enclave image is made by `nitro-cli build-enclave` or `eif build`",
         found.escape_ascii()
     )]
     UnknownImage {

@@ -11,6 +11,10 @@
 #![forbid(unsafe_code)]
 
 mod document;
+mod eif_cpio;
+mod eif_image;
+mod eif_metadata;
+mod eif_signature;
 mod nsm_driver;
 mod nsm_request;
 mod pem;
@@ -31,7 +35,16 @@ pub struct Target {
 }
 
 /// Every parser.
-pub const TARGETS: &[Target] = &[document::TARGET, nsm_driver::TARGET, nsm_request::TARGET, pem::TARGET];
+pub const TARGETS: &[Target] = &[
+    document::TARGET,
+    eif_cpio::TARGET,
+    eif_image::TARGET,
+    eif_metadata::TARGET,
+    eif_signature::TARGET,
+    nsm_driver::TARGET,
+    nsm_request::TARGET,
+    pem::TARGET,
+];
 
 /// The target of that name.
 pub fn find(name: &str) -> Option<&'static Target> {

@@ -1,6 +1,5 @@
 //! `eif diff`: why two images measure differently.
 
-use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
@@ -12,13 +11,14 @@ use crate::cli::DiffArgs;
 use crate::error::Error;
 use crate::files;
 use crate::output::{self, Table};
+use crate::progress::Shown;
 
 pub(crate) fn run(arguments: &DiffArgs, json: bool, output: &mut impl Write) -> Result<Answer, Error> {
     let (first, second) = (&arguments.first, &arguments.second);
-    let (a, b) = (files::open(first)?, files::open(second)?);
-    let descriptions = [read(first, &a)?, read(second, &b)?];
+    let (mut a, mut b) = (files::open(first)?, files::open(second)?);
+    let descriptions = [read(first, &mut a)?, read(second, &mut b)?];
     // Both have been read whole, so what can fail now is the disk; the error has the offset.
-    let comparison = eif::diff::compare(&descriptions, &a, &b).map_err(|source| image_error(first, source))?;
+    let comparison = eif::diff::compare(&descriptions, a, b).map_err(|source| image_error(first, source))?;
     if json {
         output::json(output, &comparison)?;
     } else {
@@ -27,7 +27,7 @@ pub(crate) fn run(arguments: &DiffArgs, json: bool, output: &mut impl Write) -> 
     Ok(if comparison.same_measurements { Answer::Yes } else { Answer::No })
 }
 
-fn read(path: &Path, file: &File) -> Result<Description, Error> {
+fn read(path: &Path, file: &mut Shown) -> Result<Description, Error> {
     Description::read(file).map_err(|source| image_error(path, source))
 }
 

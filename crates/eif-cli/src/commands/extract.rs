@@ -24,7 +24,7 @@ struct Extracted {
 pub(crate) fn run(arguments: &ExtractArgs, json: bool, output: &mut impl Write) -> Result<Answer, Error> {
     let path = &arguments.file;
     let mut image = files::open(path)?;
-    let description = Description::read(&image).map_err(|source| Error::Image { path: path.clone(), source })?;
+    let description = Description::read(&mut image).map_err(|source| Error::Image { path: path.clone(), source })?;
     let directory = &arguments.output;
     std::fs::create_dir_all(directory).map_err(files::error("create", directory))?;
     let mut extracted = Vec::new();
@@ -34,7 +34,7 @@ pub(crate) fn run(arguments: &ExtractArgs, json: bool, output: &mut impl Write) 
         let file = directory.join(names.of(kind));
         let mut written = Output::create(&file)?;
         image.seek(SeekFrom::Start(place.data_offset())).map_err(files::error("read", path))?;
-        std::io::copy(&mut (&image).take(size), &mut written.file).map_err(files::error("write", &file))?;
+        std::io::copy(&mut (&mut image).take(size), &mut written.file).map_err(files::error("write", &file))?;
         written.finish()?;
         extracted.push(Extracted { section, kind: kind.to_string(), file, size });
     }

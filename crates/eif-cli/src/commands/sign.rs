@@ -75,7 +75,7 @@ pub(crate) fn sign_file(
 ) -> Result<Measurements, Error> {
     let image = files::open(path)?;
     let mut written = Output::create(target)?;
-    let measured = eif::resign(&image, written.file.as_file_mut(), |measured| sign(measured).map_err(Into::into))
+    let measured = eif::resign(image, written.file.as_file_mut(), |measured| sign(measured).map_err(Into::into))
         .map_err(|source| Error::Resign { path: path.to_owned(), source })?;
     written.finish()?;
     Ok(measured)
