@@ -1,7 +1,7 @@
 //! Container images as files: an OCI image layout (image-spec 1.1), as a directory or in a tar archive, or what `docker save` and
 //! `podman save` write. No daemon, no registry, and nothing is unpacked on the host: the layers become a [`Tree`] in memory.
 //!
-//! Every blob is held against its digest. Only with the feature `containers`. Deliberately missing: pulling, signatures of
+//! Every blob is held against its digest. Only with the feature `ramdisks`. Deliberately missing: pulling, signatures of
 //! container images, encrypted layers, schema 1 manifests, and extended attributes, for which a ramdisk has no room.
 //!
 //! What an enclave's init does not do is told in [`Container::remarks`]: AWS's takes a command and an environment, but runs it as

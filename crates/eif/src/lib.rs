@@ -13,7 +13,8 @@
 //! [`resign`] replaces a signature, [`judge`] says what other readers make of an image. With the feature `signing`, the module
 //! `signing` makes and verifies signatures, and `nitro_cli` has the objects that AWS's command prints. Without it, a signature
 //! section is kept as bytes, and its certificate is measured. With the feature `ramdisks`, `cpio` reads and writes archives,
-//! `ramdisks` makes those of an image, and `diff` says why two images measure differently.
+//! `ramdisks` makes those of an image, of a directory or of what `containers` reads, and `diff` says why two images measure
+//! differently.
 //!
 //! ```
 //! let image = eif::Writer::new(b"a bzImage".to_vec(), "console=ttyS0")
@@ -33,7 +34,7 @@
 mod boot_image;
 #[cfg(feature = "ramdisks")]
 mod compression;
-#[cfg(feature = "containers")]
+#[cfg(feature = "ramdisks")]
 pub mod containers;
 #[cfg(feature = "ramdisks")]
 pub mod cpio;

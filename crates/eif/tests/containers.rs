@@ -1,6 +1,6 @@
 //! Container images in every form that they are stored in, what becomes of their layers, and what is refused.
 
-#![cfg(feature = "containers")]
+#![cfg(feature = "ramdisks")]
 
 use std::fs;
 use std::io::Write as _;

@@ -1,7 +1,7 @@
 //! Every error and every warning of the crate, with its full text and its hint, in `golden/messages.txt`. A variant that is not made
 //! here fails the test; `cargo xtask bless` rewrites the texts.
 
-#![cfg(all(feature = "containers", feature = "signing"))]
+#![cfg(all(feature = "ramdisks", feature = "signing"))]
 
 use std::fmt::Write as _;
 use std::io;

@@ -179,9 +179,14 @@ impl Layers {
     fn node<R: Read>(&mut self, path: &[u8], entry: &mut tar::Entry<'_, R>) -> Result<Option<Node>, LayerError> {
         let header = entry.header();
         let kind = header.entry_type();
-        let permissions = header.mode()? & 0o7777;
+        // Some builders leave numbers out that they have nothing to say in.
+        let blank = |field: &[u8]| field.iter().all(|byte| matches!(byte, 0 | b' '));
+        let old = header.as_old();
+        let permissions = if blank(&old.mode) { 0 } else { header.mode()? & 0o7777 };
         let number = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
-        let owner = (number(header.uid()?), number(header.gid()?));
+        let uid = if blank(&old.uid) { 0 } else { number(header.uid()?) };
+        let gid = if blank(&old.gid) { 0 } else { number(header.gid()?) };
+        let owner = (uid, gid);
         let device = || -> io::Result<(u32, u32)> {
             Ok((header.device_major()?.unwrap_or_default(), header.device_minor()?.unwrap_or_default()))
         };
