@@ -3,7 +3,7 @@
 //!
 //! Vector and x87 registers are the host's own ([`super::vector_state`]). A memory operand is looked up as any other; what misses, what crosses a
 //! page and what is not aligned as the instruction wants it goes to the handler. Deliberately missing: masked moves and gathers (their elements fault one by one), and what loads
-//! or stores whole states or may unmask exceptions (LDMXCSR, FLDCW, FLDENV and the like).
+//! or stores whole states or may unmask exceptions (LDMXCSR, FLDCW, FLDENV and the like); FNINIT too, which clears the pointers that generated code does not follow.
 
 use std::arch::is_x86_feature_detected;
 
@@ -237,7 +237,7 @@ fn needs(i: &Instruction, mode: DecodeMode) -> Option<Loaded> {
     use Mnemonic::*;
     let handled = matches!(
         i.mnemonic(),
-        Maskmovdqu | Vmaskmovdqu | Maskmovq | Vmaskmovps | Vmaskmovpd | Vpmaskmovd | Vpmaskmovq | Fldcw
+        Maskmovdqu | Vmaskmovdqu | Maskmovq | Vmaskmovps | Vmaskmovpd | Vpmaskmovd | Vpmaskmovq | Fldcw | Fninit
     ) || i.is_vsib();
     if handled || !Class::of(i)?.runs_in(mode) {
         return None;
