@@ -11,6 +11,7 @@
 mod connection;
 mod endpoint;
 mod error;
+mod greeting;
 mod host;
 mod options;
 pub mod packet;
@@ -18,5 +19,6 @@ pub mod packet;
 pub use connection::{RECEIVE_BUFFER, SEND_BUFFER};
 pub use endpoint::{Endpoint, Event, HOST_CID, Key, MAX_CONNECTIONS, MAX_REPLIES, PARENT_CID, Statistics};
 pub use error::VsockError;
+pub use greeting::Greeting;
 pub use host::{Host, HostGuard, Surroundings};
 pub use options::{Address, Forward, ForwardError, GREETING_TIMEOUT, HEARTBEAT_PORT, Heartbeat, Options};

@@ -20,6 +20,9 @@ mod nsm_request;
 mod pem;
 #[cfg(test)]
 mod tests;
+mod vsock_driver;
+mod vsock_greeting;
+mod vsock_packets;
 
 /// One parser.
 #[derive(Clone, Copy)]
@@ -44,6 +47,9 @@ pub const TARGETS: &[Target] = &[
     nsm_driver::TARGET,
     nsm_request::TARGET,
     pem::TARGET,
+    vsock_driver::TARGET,
+    vsock_greeting::TARGET,
+    vsock_packets::TARGET,
 ];
 
 /// The target of that name.

@@ -26,7 +26,7 @@ const USED: u16 = 0x3000;
 const MOST_STEPS: usize = 64;
 
 /// What a driver does next.
-enum Step<'a> {
+pub(crate) enum Step<'a> {
     /// 0, word index, four bytes: writes a register.
     Write(u64, [u8; 4]),
     /// 1, word index: reads a register.
@@ -41,7 +41,7 @@ enum Step<'a> {
 
 impl<'a> Step<'a> {
     /// Takes a step off the input; `None` at its end.
-    fn take(input: &mut &'a [u8]) -> Option<Self> {
+    pub(crate) fn take(input: &mut &'a [u8]) -> Option<Self> {
         let bytes = |input: &mut &'a [u8], count: usize| {
             let (bytes, rest) = input.split_at_checked(count)?;
             *input = rest;

@@ -9,34 +9,13 @@ use rustix::net::{Shutdown, shutdown as shut_down_socket};
 
 use super::socket::Socket;
 use crate::packet::shutdown;
-use crate::{Endpoint, Key};
+use crate::{Endpoint, Greeting, Key};
 
 /// Reads of a socket before others get their turn.
 const READS_A_TURN: usize = 4;
 
 /// Longest line that opens a connection.
 const LONGEST_GREETING: usize = 64;
-
-/// What a line that opens a connection says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Greeting {
-    /// `CONNECT <port>`: a client of the hybrid socket wants this port of the guest's.
-    Client {
-        /// The guest's port.
-        port: u32,
-    },
-    /// `CONNECT <port> FROM <cid>:<port>`: another guest of the group does.
-    Member {
-        /// The guest's port.
-        port: u32,
-        /// The other guest.
-        cid: u32,
-        /// Its port.
-        from: u32,
-    },
-    /// `OK <port>`: another guest of the group has accepted.
-    Accepted,
-}
 
 /// How far a socket has got.
 #[derive(Debug)]
@@ -109,7 +88,7 @@ impl Link {
         if end.is_none() {
             return Ok(None);
         }
-        parse_greeting(said).map(Some).ok_or_else(|| io::ErrorKind::InvalidData.into())
+        Greeting::parse(said).map(Some).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
     /// Moves data both ways, as far as the socket and the guest have room, and passes on who is done.
@@ -213,44 +192,4 @@ pub(super) struct Look {
 
 pub(super) fn is_later(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
-}
-
-/// What a first line says, if it is one.
-pub(super) fn parse_greeting(line: &[u8]) -> Option<Greeting> {
-    let words: Vec<&str> = std::str::from_utf8(line).ok()?.split_ascii_whitespace().collect();
-    match *words.as_slice() {
-        [connect, port] if connect.eq_ignore_ascii_case("connect") => {
-            Some(Greeting::Client { port: port.parse().ok()? })
-        }
-        [connect, port, "FROM", other] if connect.eq_ignore_ascii_case("connect") => {
-            let (cid, from) = other.split_once(':')?;
-            Some(Greeting::Member { port: port.parse().ok()?, cid: cid.parse().ok()?, from: from.parse().ok()? })
-        }
-        ["OK", port] => port.parse::<u32>().ok().map(|_| Greeting::Accepted),
-        _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_connect_with_one_port_is_a_greeting() {
-        assert_eq!(parse_greeting(b"CONNECT 52\n"), Some(Greeting::Client { port: 52 }));
-        assert_eq!(parse_greeting(b"connect 4294967294\r\n"), Some(Greeting::Client { port: u32::MAX - 1 }));
-        assert_eq!(parse_greeting(b"CONNECT 52 FROM 16:7\n"), Some(Greeting::Member { port: 52, cid: 16, from: 7 }));
-        for line in [
-            &b"CONNECT\n"[..],
-            b"CONNECT 1 2\n",
-            b"CONNECT x\n",
-            b"GET / HTTP/1.1\n",
-            b"\xff 1\n",
-            b"CONNECT -1\n",
-            b"OK\n",
-            b"CONNECT 5 FROM 7\n",
-        ] {
-            assert_eq!(parse_greeting(line), None);
-        }
-    }
 }

@@ -21,10 +21,10 @@ use tracing::{debug, error, info, warn};
 
 use crate::packet::{Header, shutdown};
 use crate::{
-    Endpoint, Event, Forward, HEARTBEAT_PORT, Heartbeat, Key, MAX_CONNECTIONS, Options, PARENT_CID, Statistics,
-    VsockError,
+    Endpoint, Event, Forward, Greeting, HEARTBEAT_PORT, Heartbeat, Key, MAX_CONNECTIONS, Options, PARENT_CID,
+    Statistics, VsockError,
 };
-use link::{Greeting, Link, Look, Stage};
+use link::{Link, Look, Stage};
 use socket::{Listener, Socket, Target};
 
 /// What an enclave's init sends, and wants back.
