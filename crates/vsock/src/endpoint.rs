@@ -55,7 +55,7 @@ pub struct Statistics {
     pub refused: u64,
     /// Packets that broke the rules or belonged to no connection.
     pub bad_packets: u64,
-    /// Resets that the guest was sent, refusals among them.
+    /// Resets that the guest was sent, refusals among them, but for those that only confirm the end of a connection.
     pub resets: u64,
     /// How often data had to wait because the guest had no room for it.
     pub stalls_to_guest: u64,
@@ -202,6 +202,7 @@ impl Endpoint {
         }
         if self.connections.len() >= MAX_CONNECTIONS {
             self.statistics.refused += 1;
+            self.statistics.resets += 1;
             self.reply(header);
             return None;
         }
@@ -219,6 +220,7 @@ impl Endpoint {
         // Resets cross with ours all the time, and are never answered.
         if header.op != op::RST {
             self.statistics.bad_packets += 1;
+            self.statistics.resets += 1;
             self.reply(header);
         }
     }
@@ -235,7 +237,6 @@ impl Endpoint {
 
     /// Queues a reset in answer to `header`.
     fn reply(&mut self, header: &Header) {
-        self.statistics.resets += 1;
         self.replies.push_back(Header {
             src_cid: header.dst_cid,
             dst_cid: header.src_cid,
