@@ -13,7 +13,7 @@ const GUEST: u64 = 16;
 /// The most steps of one program, so that none takes long.
 const MOST_STEPS: usize = 256;
 /// What packets that are mostly right carry.
-const PAYLOAD: [u8; 70_000] = [7; 70_000];
+static PAYLOAD: [u8; 70_000] = [7; 70_000];
 
 fn take<const N: usize>(input: &mut &[u8]) -> Option<[u8; N]> {
     let (bytes, rest) = input.split_first_chunk()?;
