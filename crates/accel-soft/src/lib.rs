@@ -23,7 +23,7 @@ use std::sync::Arc;
 use accel::{AccelError, Accelerator, Vm, VmConfig};
 
 use crate::vm::SoftVm;
-pub use soft_cpu::run::TranslatorMode;
+pub use soft_cpu::run::{Debugging, TranslatorMode};
 
 /// Most vCPUs of one VM: what 8-bit APIC IDs can name, the broadcast excepted.
 const MAX_VCPUS: u32 = 254;
@@ -33,11 +33,13 @@ const MAX_VCPUS: u32 = 254;
 pub struct SoftAccelerator {
     /// Whether, and when, the guest's code is translated to the host's.
     pub translator: TranslatorMode,
+    /// What is done to find its errors. In lockstep the VM must have one vCPU, and its time goes by instructions.
+    pub debugging: Debugging,
 }
 
 impl Default for SoftAccelerator {
     fn default() -> Self {
-        Self { translator: TranslatorMode::DEFAULT }
+        Self { translator: TranslatorMode::DEFAULT, debugging: Debugging::default() }
     }
 }
 
@@ -54,6 +56,9 @@ impl Accelerator for SoftAccelerator {
         if !(1..=MAX_VCPUS).contains(&config.vcpus) {
             return Err(AccelError::VcpuCount { backend: self.name(), requested: config.vcpus, most: MAX_VCPUS });
         }
-        Ok(Arc::new(SoftVm::new(config, self.translator)))
+        if self.debugging.lockstep && config.vcpus != 1 {
+            return Err(AccelError::VcpuCount { backend: "soft (in lockstep)", requested: config.vcpus, most: 1 });
+        }
+        Ok(Arc::new(SoftVm::new(config, *self)))
     }
 }

@@ -4,12 +4,16 @@ use std::time::Duration;
 
 use accel::conformance;
 
-use crate::{SoftAccelerator, TranslatorMode};
+use crate::{Debugging, SoftAccelerator, TranslatorMode};
 
 /// Everything is interpreted.
-const INTERPRETED: SoftAccelerator = SoftAccelerator { translator: TranslatorMode::Off };
+const INTERPRETED: SoftAccelerator = SoftAccelerator { translator: TranslatorMode::Off, debugging: PLAIN };
 /// Every block is translated when it is first executed.
-const TRANSLATED: SoftAccelerator = SoftAccelerator { translator: TranslatorMode::On { threshold: 1, precise: false } };
+const TRANSLATED: SoftAccelerator =
+    SoftAccelerator { translator: TranslatorMode::On { threshold: 1, precise: false }, debugging: PLAIN };
+
+const PLAIN: Debugging =
+    Debugging { lockstep: false, slow_paths: false, short_blocks: false, flushes: false, perf_map: false };
 
 #[test]
 fn every_conformance_guest_passes_interpreted() {
@@ -19,6 +23,18 @@ fn every_conformance_guest_passes_interpreted() {
 #[test]
 fn every_conformance_guest_passes_with_every_block_translated() {
     conformance::check_all(&TRANSLATED, &[]);
+}
+
+#[test]
+fn every_conformance_guest_passes_under_stress() {
+    for debugging in [
+        Debugging { slow_paths: true, ..PLAIN },
+        Debugging { short_blocks: true, ..PLAIN },
+        Debugging { flushes: true, ..PLAIN },
+        Debugging { slow_paths: true, short_blocks: true, flushes: true, ..PLAIN },
+    ] {
+        conformance::check_all(&SoftAccelerator { debugging, ..TRANSLATED }, &[]);
+    }
 }
 
 #[test]

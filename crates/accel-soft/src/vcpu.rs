@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use accel::{AccelError, CpuIo, Kicker, Vcpu, VcpuExit};
 use chipset::lapic::LapicEvent;
@@ -20,6 +20,9 @@ use crate::vm::VmShared;
 /// Instructions between two looks at the APIC timer: some 0.2 ms of interpretation.
 const SLICE: u64 = 20_000;
 
+/// The same where time goes by instructions: it stands still in a slice.
+const COUNTED_SLICE: u64 = 500;
+
 /// A vCPU on the software CPU.
 pub(crate) struct SoftVcpu {
     shared: Arc<VmShared>,
@@ -34,7 +37,8 @@ impl SoftVcpu {
         let core = Core::new(Ram::new(&shared.memory), Box::new(platform), shared.group.link(id));
         let activity = if id == 0 { Activity::Running } else { Activity::WaitForSipi };
         let mut cpu = Cpu::new(core);
-        cpu.set_translator(shared.translator);
+        cpu.set_translator(shared.accelerator.translator);
+        cpu.set_debugging(shared.accelerator.debugging);
         Self { shared, id, cpu, activity }
     }
 
@@ -176,7 +180,10 @@ impl Vcpu for SoftVcpu {
                 return Ok(VcpuExit::Kicked);
             }
             self.shared.advance_timer(self.id);
-            match self.cpu.run(SLICE) {
+            let before = self.cpu.core.counters.instructions;
+            let exit = self.cpu.run(if self.shared.clock.counts() { COUNTED_SLICE } else { SLICE });
+            self.shared.clock.advance(self.cpu.core.counters.instructions - before);
+            match exit {
                 Exit::Budget => {}
                 Exit::Kicked => {
                     debug!(vcpu = self.id, rip = format_args!("{:#x}", self.cpu.core.rip), "stopped");
@@ -184,6 +191,10 @@ impl Vcpu for SoftVcpu {
                 }
                 Exit::Event => self.take_events(),
                 Exit::Shutdown => self.activity = Activity::Shutdown,
+                Exit::Diverged => {
+                    let what = self.cpu.divergence().unwrap_or_default().to_owned();
+                    return Err(AccelError::Stuck { id: self.id as u32, rip: self.cpu.core.rip, what });
+                }
                 Exit::Halted => match self.shared.advance_timer(self.id) {
                     Some(0) => {}
                     deadline => self.sleep_halted(deadline),
@@ -211,6 +222,7 @@ impl Vcpu for SoftVcpu {
             ("entries into translated blocks", translator.entries),
             ("of them by a jump not yet linked", translator.unlinked),
             ("code cache flushes", translator.flushes),
+            ("blocks compared in lockstep", self.cpu.compared()),
         ]
     }
 }
@@ -228,9 +240,13 @@ impl SoftVcpu {
         if self.cpu.core.nmi_blocked {
             ignored |= attention::NMI;
         }
+        let asleep = Instant::now();
         self.shared.vcpus[self.id]
             .sleeper
             .sleep(deadline.map(Duration::from_nanos), || link.attention() & !ignored != attention::NONE);
+        // No more than the deadline, which is the same in each run.
+        let slept = asleep.elapsed().as_nanos() as u64;
+        self.shared.clock.advance(deadline.map_or(slept, |deadline| deadline.min(slept)));
     }
 }
 

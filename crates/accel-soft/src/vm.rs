@@ -8,10 +8,10 @@ use chipset::lapic::{DeliveryMode, InterruptMessage, Lapic, LapicConfig, TimerDe
 use guest_memory::GuestMemory;
 use soft_cpu::cpuid::{self, HostFacts};
 use soft_cpu::mmu::PHYSICAL_BITS;
-use soft_cpu::run::TranslatorMode;
 use soft_cpu::smp::{CpuGroup, attention};
 use x86::cpuid::CpuidTable;
 
+use crate::SoftAccelerator;
 use crate::clock::{TSC_KHZ, VmClock};
 use crate::sleeper::Sleeper;
 use crate::vcpu::SoftVcpu;
@@ -40,11 +40,11 @@ pub(crate) struct VmShared {
     pub(crate) host_cores: usize,
     /// Where the search for the lowest priority starts, so that equals share the load.
     next_lowest: AtomicU32,
-    pub(crate) translator: TranslatorMode,
+    pub(crate) accelerator: SoftAccelerator,
 }
 
 impl VmShared {
-    fn new(config: &VmConfig, translator: TranslatorMode) -> Self {
+    fn new(config: &VmConfig, accelerator: SoftAccelerator) -> Self {
         let host = HostFacts::probe();
         let vcpus = (0..config.vcpus)
             .map(|id| VcpuShared {
@@ -65,11 +65,11 @@ impl VmShared {
             group: CpuGroup::new(config.vcpus as usize),
             vcpus,
             memory: config.memory.clone(),
-            clock: VmClock::start(),
+            clock: if accelerator.debugging.lockstep { VmClock::counting() } else { VmClock::start() },
             wall_clock_msr: AtomicU64::new(0),
             host_cores: std::thread::available_parallelism().map_or(1, usize::from),
             next_lowest: AtomicU32::new(0),
-            translator,
+            accelerator,
         }
     }
 
@@ -154,8 +154,8 @@ impl VmShared {
 pub(crate) struct SoftVm(Arc<VmShared>);
 
 impl SoftVm {
-    pub(crate) fn new(config: VmConfig, translator: TranslatorMode) -> Self {
-        Self(Arc::new(VmShared::new(&config, translator)))
+    pub(crate) fn new(config: VmConfig, accelerator: SoftAccelerator) -> Self {
+        Self(Arc::new(VmShared::new(&config, accelerator)))
     }
 }
 

@@ -88,6 +88,8 @@ pub struct BlockCache {
     /// How often everything was forgotten.
     clears: u32,
     thunks: ThunkCache,
+    /// Most instructions in a block.
+    longest: usize,
 }
 
 impl Default for BlockCache {
@@ -130,12 +132,19 @@ impl BlockCache {
             swept: 0,
             clears: 0,
             thunks: ThunkCache::new(),
+            longest: MAX_BLOCK_OPS,
         }
     }
 
     /// How often everything was forgotten.
     pub(crate) fn clears(&self) -> u32 {
         self.clears
+    }
+
+    /// Makes blocks of one instruction from now on, or of many again.
+    pub(crate) fn set_short(&mut self, short: bool) {
+        self.longest = if short { 1 } else { MAX_BLOCK_OPS };
+        self.clear();
     }
 
     /// Forgets every block (they are still valid: this is for tests, and when the cache is full).
@@ -212,7 +221,7 @@ impl BlockCache {
         if self.ops > self.swept + OPS_BETWEEN_SWEEPS {
             self.sweep();
         }
-        let mut block = Block::decode(core, key, linear, &mut self.thunks)?;
+        let mut block = Block::decode(core, key, linear, self.longest, &mut self.thunks)?;
         block.native.set_generation(self.clears);
         if self.blocks >= self.table.len() / 2 {
             self.rehash(self.table.len() * 2);
@@ -355,7 +364,7 @@ impl Block {
         self.source.revalidate(core) && self.second.as_mut().is_none_or(|second| second.revalidate(core))
     }
 
-    fn decode(core: &mut Core, key: Key, linear: u64, thunks: &mut ThunkCache) -> Outcome<Self> {
+    fn decode(core: &mut Core, key: Key, linear: u64, longest: usize, thunks: &mut ThunkCache) -> Outcome<Self> {
         core.counters.decoded += 1;
         let overwrites = code_overwrites();
         let here = (4096 - (linear & 0xfff) as usize).min(MAX_BLOCK_OPS * MAX_INSTRUCTION_LEN);
@@ -366,7 +375,7 @@ impl Block {
             if seen == 0 {
                 return Self::outside_ram(core, key);
             }
-            let (ops, used) = decode::decode_block(&bytes[..seen], key.decoder_ip(), key.mode, thunks);
+            let (ops, used) = decode::decode_block(&bytes[..seen], key.decoder_ip(), key.mode, longest, thunks);
             if ops.is_empty() {
                 return Self::decode_crossing(core, key, linear, seen, thunks);
             }

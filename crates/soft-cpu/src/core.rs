@@ -5,6 +5,7 @@ use x86::{CpuState, DescriptorTable, InterruptShadow, Segment, cr0, cr4, efer, r
 use crate::fetch::FetchTlb;
 use crate::flags::LazyFlags;
 use crate::fpu::FpuState;
+use crate::lockstep::StoreLog;
 use crate::mem::CODE_STORE_COUNTERS;
 use crate::platform::Platform;
 use crate::ram::Ram;
@@ -218,6 +219,8 @@ pub struct Core {
     pub fetch: FetchTlb,
     /// Generated code by instruction pointer.
     pub(crate) jumps: Jumps,
+    /// What is stored, in lockstep.
+    pub(crate) stores: Option<Box<StoreLog>>,
 }
 
 impl Core {
@@ -263,6 +266,7 @@ impl Core {
             code_stores: [(u64::MAX, 0); CODE_STORE_COUNTERS],
             fetch: FetchTlb::default(),
             jumps: Jumps::default(),
+            stores: None,
         });
         core.load_state(&CpuState::reset(true));
         core

@@ -5,7 +5,6 @@
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
 use x86::exception;
 
-use crate::block::MAX_BLOCK_OPS;
 use crate::core::{Core, DecodeMode, GPR_PAGE, GPR_ZERO, Outcome, seg};
 use crate::op::{Handler, Mem, Op, byte_register};
 use crate::simd::ThunkCache;
@@ -165,11 +164,17 @@ fn lower(i: &Instruction, mode: DecodeMode, thunks: &mut ThunkCache) -> Lowered 
     })
 }
 
-/// Decodes a run of instructions from `bytes` (not past their end), and how many bytes it took. Empty when the first instruction does not fit. `ip` is the
+/// Decodes a run of at most `most` instructions from `bytes` (not past their end), and how many bytes it took. Empty when the first instruction does not fit. `ip` is the
 /// instruction pointer; in 64-bit code only its offset in the page, and what depends on it is decoded relative to [`GPR_PAGE`].
 /// The operations live no longer than what `thunks` holds.
-pub fn decode_block(bytes: &[u8], ip: u64, mode: DecodeMode, thunks: &mut ThunkCache) -> (Box<[Op]>, usize) {
-    decode_up_to(bytes, ip, mode, MAX_BLOCK_OPS, thunks)
+pub fn decode_block(
+    bytes: &[u8],
+    ip: u64,
+    mode: DecodeMode,
+    most: usize,
+    thunks: &mut ThunkCache,
+) -> (Box<[Op]>, usize) {
+    decode_up_to(bytes, ip, mode, most, thunks)
 }
 
 /// As [`decode_block`] for one instruction; if they are too few it is an invalid opcode, for longer ones do not exist.

@@ -13,6 +13,7 @@ pub mod fetch;
 pub mod flags;
 pub mod fpu;
 mod integer;
+mod lockstep;
 pub mod mem;
 pub mod mmu;
 pub mod msr;

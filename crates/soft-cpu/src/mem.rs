@@ -202,6 +202,7 @@ impl Core {
             WriteSlot::Host(host) => Ok(locked_loop(host, f)),
             WriteSlot::Slow { first, second: None } => {
                 if let Some(host) = self.ram.host(first) {
+                    self.note_store(host, T::SIZE);
                     let old = locked_loop(host, f);
                     self.code_written(first, T::SIZE);
                     return Ok(old);
@@ -231,6 +232,7 @@ impl Core {
             WriteSlot::Host(host) => Ok(host.compare_exchange_16(current, new)),
             WriteSlot::Slow { first, second } => {
                 if let Some(host) = self.ram.host(first) {
+                    self.note_store(host, 16);
                     let found = host.compare_exchange_16(current, new);
                     self.code_written(first, 16);
                     return Ok(found);
@@ -290,8 +292,21 @@ impl Core {
         {
             return Ok(WriteSlot::Slow { first: physical, second: None });
         }
-        self.tlb.insert(rights, true, linear, host, translation.global, translation.large);
+        match &mut self.stores {
+            None => self.tlb.insert(rights, true, linear, host, translation.global, translation.large),
+            Some(log) => {
+                log.note(host, size);
+                log.note_translation(rights, linear, host, translation.global, translation.large);
+            }
+        }
         Ok(WriteSlot::Host(host))
+    }
+
+    /// Before a store that does not go through the TLB.
+    fn note_store(&mut self, host: HostAddress, len: usize) {
+        if let Some(log) = &mut self.stores {
+            log.note(host, len);
+        }
     }
 
     /// Counts a store to a page with code. After many of them the page is taken to hold data now (kernels free their start-up code, processes end) and is no
@@ -372,6 +387,7 @@ impl Core {
     /// Writes bytes that lie within one page.
     fn physical_write_page(&mut self, address: u64, bytes: &[u8]) {
         if let Some(host) = self.ram.host(address) {
+            self.note_store(host, bytes.len());
             store_bytes(host, bytes);
             self.code_written(address, bytes.len());
         } else {

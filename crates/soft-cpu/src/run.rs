@@ -2,8 +2,9 @@
 
 use x86::{InterruptShadow, exception, rflags};
 
-use crate::block::BlockCache;
+use crate::block::{Block, BlockCache};
 use crate::core::{Core, Fault, GPR_PAGE, Outcome, Stop, seg};
+use crate::lockstep::Lockstep;
 use crate::op::Op;
 use crate::smp::attention;
 use crate::translate::{Entered, Translator, TranslatorStatistics};
@@ -21,6 +22,8 @@ pub enum Exit {
     Shutdown,
     /// The instruction budget is used up.
     Budget,
+    /// In lockstep: a translated block did not do what the interpreter does; [`Cpu::divergence`] says what.
+    Diverged,
 }
 
 /// A CPU: its state and its decoded code.
@@ -30,6 +33,7 @@ pub struct Cpu {
     /// The decoded code.
     pub blocks: BlockCache,
     translator: Option<Box<Translator>>,
+    lockstep: Option<Box<Lockstep>>,
 }
 
 /// Whether hot blocks are translated to host code.
@@ -51,10 +55,26 @@ impl TranslatorMode {
     pub const DEFAULT: Self = Self::On { threshold: 8, precise: false };
 }
 
+/// What is done for those who look for errors of the translator, or for where the time goes. All of it is slow but the map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Debugging {
+    /// Each translated block is executed by the interpreter too, and what both did is compared; the first difference ends the run. Only for a machine with one
+    /// CPU.
+    pub lockstep: bool,
+    /// The TLB forgets everything at once: each access to memory takes its slow path.
+    pub slow_paths: bool,
+    /// Blocks are single instructions.
+    pub short_blocks: bool,
+    /// All translations, and all of the TLB, are forgotten every few hundred entries into generated code.
+    pub flushes: bool,
+    /// The names of translated blocks go to `/tmp/perf-PID.map`, for `perf report`.
+    pub perf_map: bool,
+}
+
 impl Cpu {
     /// A CPU with nothing decoded yet.
     pub fn new(core: Box<Core>) -> Self {
-        Self { core, blocks: BlockCache::new(), translator: None }
+        Self { core, blocks: BlockCache::new(), translator: None, lockstep: None }
     }
 
     /// Says whether blocks are translated; it is off at first. Translations that exist are forgotten.
@@ -63,6 +83,33 @@ impl Cpu {
             TranslatorMode::Off => None,
             TranslatorMode::On { threshold, precise } => Translator::new(threshold, precise).map(Box::new),
         };
+    }
+
+    /// Says what is done to find errors of the translator, which must have been chosen before; nothing is at first.
+    pub fn set_debugging(&mut self, debugging: Debugging) {
+        let Debugging { lockstep, slow_paths, short_blocks, flushes, perf_map } = debugging;
+        self.lockstep = lockstep.then(|| Box::new(Lockstep::new()));
+        self.core.tlb.set_useless(slow_paths);
+        self.blocks.set_short(short_blocks);
+        if let Some(translator) = &mut self.translator {
+            translator.set_debugging(flushes, perf_map);
+        }
+    }
+
+    /// After [`Exit::Diverged`]: the block, and what differs.
+    pub fn divergence(&self) -> Option<&str> {
+        self.lockstep.as_ref().and_then(|lockstep| lockstep.report())
+    }
+
+    /// Blocks that were compared in lockstep.
+    pub fn compared(&self) -> u64 {
+        self.lockstep.as_ref().map_or(0, |lockstep| lockstep.compared)
+    }
+
+    /// Spoils generated code: every `from` in it becomes `to`.
+    #[cfg(test)]
+    pub(crate) fn plant(&mut self, from: &[u8], to: &[u8]) {
+        self.translator.as_mut().unwrap().plant(from, to);
     }
 
     #[cfg(test)]
@@ -78,7 +125,13 @@ impl Cpu {
     /// Runs until something needs the owner, or at least `budget` instructions have completed.
     pub fn run(&mut self, budget: u64) -> Exit {
         self.core.link.enter_guest();
+        if let Some(lockstep) = &mut self.lockstep {
+            lockstep.start(&mut self.core);
+        }
         let exit = self.run_blocks(budget);
+        if let Some(lockstep) = &mut self.lockstep {
+            lockstep.stop(&mut self.core);
+        }
         self.core.link.leave_guest();
         exit
     }
@@ -139,12 +192,13 @@ impl Cpu {
                 return Exit::Budget;
             }
             if let Some(translator) = &mut self.translator
+                && self.lockstep.is_none()
                 && !shadowed
                 && core.system_flags & rflags::TF == 0
             {
                 let budget = limit - core.counters.instructions;
                 match translator.run_known(core, self.blocks.clears(), budget) {
-                    Entered::No => {}
+                    Entered::No | Entered::Diverged => {}
                     Entered::Ran => continue,
                     Entered::Stopped(stop) => match core.after(stop) {
                         Some(exit) => return exit,
@@ -160,7 +214,12 @@ impl Cpu {
                         && core.system_flags & rflags::TF == 0
                     {
                         let budget = limit - core.counters.instructions;
-                        match translator.run(core, block, budget) {
+                        let entered = match &mut self.lockstep {
+                            None => translator.run(core, block, budget),
+                            Some(lockstep) => lockstep.run(core, block, translator),
+                        };
+                        match entered {
+                            Entered::Diverged => return Exit::Diverged,
                             Entered::No => {}
                             Entered::Ran => continue,
                             Entered::Stopped(stop) => match core.after(stop) {
@@ -171,41 +230,15 @@ impl Cpu {
                     }
                     core.shadow = InterruptShadow::None;
                     let trap = core.system_flags & rflags::TF != 0;
-                    core.block_end = if trap || shadowed { 1 } else { block.ops.len() };
-                    let rip = core.rip;
-                    core.gpr[usize::from(GPR_PAGE)] = rip & !0xfff;
-                    core.rip = block.end(rip);
-                    let mut at = 0;
-                    let result = loop {
-                        let Some(op) = block.ops.get(at) else { break Ok(()) };
-                        if let Err(stop) = (op.execute)(core, op) {
-                            break Err((stop, op));
-                        }
-                        at += 1;
-                        if at >= core.block_end {
-                            break Ok(());
-                        }
-                    };
                     core.counters.blocks += 1;
-                    core.counters.instructions += at as u64;
-                    match result {
+                    match core.interpret(block, 0, if trap || shadowed { 1 } else { block.ops.len() }) {
                         Ok(()) => {
-                            if at < block.ops.len() {
-                                // Left early: the next instruction is the one after the last executed.
-                                let op = &block.ops[at - 1];
-                                core.rip =
-                                    rip.wrapping_add(u64::from(op.offset) + u64::from(op.len)) & block.mode().ip_mask();
-                            }
                             if trap && core.single_step_trap().is_err() {
                                 return Exit::Shutdown;
                             }
                             continue;
                         }
-                        Err((stop, op)) => {
-                            core.attribute_fault(op);
-                            core.rip = rip.wrapping_add(u64::from(op.offset)) & block.mode().ip_mask();
-                            stop
-                        }
+                        Err(stop) => stop,
                     }
                 }
             };
@@ -217,6 +250,46 @@ impl Cpu {
 }
 
 impl Core {
+    /// Executes operations of `block` from number `from`, where the instruction pointer is, to before number `to`, or until one ends the block.
+    ///
+    /// # Errors
+    /// Why an instruction did not complete; the instruction pointer is then at it.
+    #[inline(always)]
+    pub(crate) fn interpret(&mut self, block: &Block, from: usize, to: usize) -> Outcome {
+        let start = block.ops.get(from).map_or(0, |op| u64::from(op.offset));
+        let rip = self.rip.wrapping_sub(start);
+        self.block_end = to;
+        self.gpr[usize::from(GPR_PAGE)] = rip & !0xfff;
+        self.rip = block.end(rip);
+        let mut at = from;
+        let result = loop {
+            let Some(op) = block.ops.get(at) else { break Ok(()) };
+            if let Err(stop) = (op.execute)(self, op) {
+                break Err((stop, op));
+            }
+            at += 1;
+            if at >= self.block_end {
+                break Ok(());
+            }
+        };
+        self.counters.instructions += (at - from) as u64;
+        match result {
+            Ok(()) => {
+                if at < block.ops.len() {
+                    // Left early: the next instruction is the one after the last executed.
+                    let op = &block.ops[at - 1];
+                    self.rip = rip.wrapping_add(u64::from(op.offset) + u64::from(op.len)) & block.mode().ip_mask();
+                }
+                Ok(())
+            }
+            Err((stop, op)) => {
+                self.attribute_fault(op);
+                self.rip = rip.wrapping_add(u64::from(op.offset)) & block.mode().ip_mask();
+                Err(stop)
+            }
+        }
+    }
+
     /// Does what `stop` asks for.
     fn after(&mut self, stop: Stop) -> Option<Exit> {
         match stop {

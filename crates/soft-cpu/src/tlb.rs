@@ -62,6 +62,8 @@ pub struct Tlb {
     /// Where slices of large pages were entered since the last whole flush: lowest and highest page, for the lower (user) and the upper half of
     /// the address space.
     large: [Option<(u64, u64)>; 2],
+    /// Nothing is entered.
+    useless: bool,
 }
 
 impl Default for Tlb {
@@ -80,7 +82,13 @@ impl Tlb {
     pub fn new() -> Self {
         let tables = vec![[empty_table(); 2]; RIGHTS].into_boxed_slice();
         let tables = tables.try_into().unwrap_or_else(|_| unreachable!("the vector has RIGHTS elements"));
-        Self { tables, journal: Vec::with_capacity(JOURNAL), journal_overflow: false, large: [None; 2] }
+        Self { tables, journal: Vec::with_capacity(JOURNAL), journal_overflow: false, large: [None; 2], useless: false }
+    }
+
+    /// Enters nothing from now on, or everything again: so that the paths of misses are tested.
+    pub(crate) fn set_useless(&mut self, useless: bool) {
+        self.useless = useless;
+        self.flush_all();
     }
 
     /// The addresses of the read and the write table of `rights`; they stay as long as the TLB lives.
@@ -100,6 +108,9 @@ impl Tlb {
 
     /// Enters the translation of `linear`'s page to the page of `host` (both with the same offset).
     pub fn insert(&mut self, rights: Rights, write: bool, linear: u64, host: HostAddress, global: bool, large: bool) {
+        if self.useless {
+            return;
+        }
         let slot = index(linear);
         self.tables[rights as usize][usize::from(write)][slot] =
             Entry { tag: linear & !0xfff, page: host.raw() & !0xfff };
@@ -136,6 +147,12 @@ impl Tlb {
         for (table, slot) in self.journal.drain(..) {
             self.tables[usize::from(table / 2)][usize::from(table % 2)][usize::from(slot)] = no_entry(slot.into());
         }
+    }
+
+    /// Forgets the write entry for the page of `linear`.
+    pub(crate) fn forget_write(&mut self, rights: Rights, linear: u64) {
+        let slot = index(linear);
+        self.tables[rights as usize][1][slot] = no_entry(slot);
     }
 
     fn note_large(&mut self, page: u64) {

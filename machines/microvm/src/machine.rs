@@ -82,9 +82,8 @@ impl Machine {
         match options.accel {
             AccelChoice::Kvm => Self::with_accelerator(options, variant, host, &KvmAccelerator::open()?),
             AccelChoice::Soft | AccelChoice::Auto => {
-                let translated = options.translator.resolve(true);
-                let translator = if translated { TranslatorMode::DEFAULT } else { TranslatorMode::Off };
-                Self::with_accelerator(options, variant, host, &SoftAccelerator { translator })
+                let accelerator = SoftAccelerator { translator: translator(&options), debugging: options.debugging };
+                Self::with_accelerator(options, variant, host, &accelerator)
             }
         }
     }
@@ -302,6 +301,15 @@ fn random() -> Result<[u64; 2], MachineError> {
     let failed = |error| MachineError::Host { what: "drawing random numbers", source: std::io::Error::other(error) };
     let draw = || getrandom::u64().map_err(failed);
     Ok([draw()?, draw()?])
+}
+
+fn translator(options: &Options) -> TranslatorMode {
+    match options.translator.resolve(true) {
+        // All that is executed is to be compared.
+        true if options.debugging.lockstep => TranslatorMode::On { threshold: 1, precise: false },
+        true => TranslatorMode::DEFAULT,
+        false => TranslatorMode::Off,
+    }
 }
 
 fn check(options: &Options) -> Result<(), MachineError> {

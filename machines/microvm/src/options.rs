@@ -5,6 +5,8 @@
 
 use std::path::PathBuf;
 
+use accel_soft::Debugging;
+
 /// Bytes in a mebibyte, the unit that command lines state memory in.
 pub const MIB: u64 = 1 << 20;
 
@@ -88,6 +90,8 @@ pub struct Options {
     pub accel: AccelChoice,
     /// `translator`: hot guest code is translated to host code (the software CPU). Auto is on.
     pub translator: OnOffAuto,
+    /// `debug`: what is done to find the translator's errors. Nothing by default.
+    pub debugging: Debugging,
     /// The image to boot: a bzImage or an ELF vmlinux for microvm, an EIF for nitro-enclave.
     pub kernel: PathBuf,
     /// An initial ramdisk; for nitro-enclave one that is appended to the EIF's.
@@ -121,6 +125,7 @@ impl Options {
             cpus: 1,
             accel: AccelChoice::Auto,
             translator: OnOffAuto::Auto,
+            debugging: Debugging::default(),
             kernel: kernel.into(),
             initrd: None,
             cmdline: String::new(),

@@ -92,6 +92,19 @@ impl Arena {
         }
     }
 
+    /// Replaces `from` by `to` wherever it is in the `len` bytes at `at`.
+    #[cfg(test)]
+    pub(crate) fn replace(&mut self, at: u64, len: usize, from: &[u8], to: &[u8]) {
+        let start = (at - self.executable as u64) as usize;
+        for offset in start..(start + len).min(self.used).saturating_sub(from.len()) {
+            // SAFETY: the range was appended, and nobody writes to it meanwhile.
+            let found = unsafe { std::slice::from_raw_parts(self.writable.add(offset), from.len()) };
+            if found == from {
+                self.patch(self.executable as u64 + offset as u64, to);
+            }
+        }
+    }
+
     /// Appends `code` at a 16-byte boundary and returns the address at which it can be called; `None` if the arena is full.
     pub(crate) fn append(&mut self, code: &[u8]) -> Option<u64> {
         let at = self.used;

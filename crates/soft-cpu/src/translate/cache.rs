@@ -12,6 +12,7 @@ use tracing::{debug, error};
 use x86::InterruptShadow;
 
 use super::generate::{Place, Source, generate};
+use super::perf_map::PerfMap;
 use super::runtime::{self, Stubs};
 use super::state::{from_raw, to_raw};
 use crate::block::{Block, MAX_BLOCK_OPS};
@@ -27,6 +28,9 @@ const MAX_BLOCK_CODE: usize = 32 << 10;
 
 /// Most instructions that generated code runs before it looks at what waits: a few microseconds.
 const SLICE: u64 = 4096;
+
+/// Entries into generated code after which [`Debugging::flushes`](crate::run::Debugging::flushes) forgets everything.
+const ENTRIES_BETWEEN_FLUSHES: u64 = 331;
 
 /// A block's share of the translator.
 #[derive(Debug, Default)]
@@ -65,6 +69,8 @@ struct Translation {
     epoch: u64,
     place: Place,
     mode: DecodeMode,
+    /// See [`Translator::live`].
+    live: u32,
 }
 
 /// A page with translations.
@@ -116,6 +122,9 @@ pub(crate) struct Translator {
     overwrites: u64,
     cleared: u32,
     left_by: u32,
+    /// Everything is forgotten often.
+    flushes: bool,
+    perf_map: Option<PerfMap>,
     pub(crate) statistics: TranslatorStatistics,
 }
 
@@ -127,6 +136,8 @@ pub(crate) enum Entered {
     Ran,
     /// It ran into something.
     Stopped(Stop),
+    /// In lockstep: the interpreter comes to something else.
+    Diverged,
 }
 
 impl Translator {
@@ -159,8 +170,16 @@ impl Translator {
             overwrites: 0,
             cleared: 0,
             left_by: 0,
+            flushes: false,
+            perf_map: None,
             statistics: TranslatorStatistics::default(),
         })
+    }
+
+    /// See [`Debugging`](crate::run::Debugging).
+    pub(crate) fn set_debugging(&mut self, flushes: bool, perf_map: bool) {
+        self.flushes = flushes;
+        self.perf_map = if perf_map { PerfMap::open() } else { None };
     }
 
     /// Forgets every translation.
@@ -204,33 +223,53 @@ impl Translator {
     /// Runs `block`, which is current, and what it leads to, if it is translated or hot enough to be; for at most about `budget` instructions.
     #[inline(always)]
     pub(crate) fn run(&mut self, core: &mut Core, block: &Block, budget: u64) -> Entered {
+        let Some(number) = self.prepare(core, block) else { return Entered::No };
+        // At least the block itself, or nothing would ever be executed.
+        let slice = budget.min(SLICE).max(block.ops.len() as u64) as i32;
+        self.run_translation(core, block, number, slice)
+    }
+
+    /// The number of `block`'s translation, if it is translated or hot enough to be.
+    #[inline(always)]
+    pub(crate) fn prepare(&mut self, core: &mut Core, block: &Block) -> Option<usize> {
         if !block.mode().has(DecodeMode::CODE64) || block.crosses_pages() {
             self.left_by = 0;
-            return Entered::No;
+            return None;
         }
         if self.cleared != block.native.clears {
             self.cleared = block.native.clears;
             self.flush(core);
         }
         if std::mem::take(&mut core.native.interpret) {
-            return Entered::No;
+            return None;
+        }
+        if self.flushes && self.statistics.entries.is_multiple_of(ENTRIES_BETWEEN_FLUSHES) {
+            core.tlb.flush_all();
+            self.flush(core);
         }
         self.follow_overwrites(core);
-        let Some(number) = self.translation(core, block) else {
-            self.left_by = 0;
-            return Entered::No;
-        };
-        let translation = &self.translations[number];
-        let entry = translation.memory_entry;
-        if self.left_by != 0 {
-            self.link(self.left_by, number);
+        let number = self.translation(core, block);
+        match number {
+            None => self.left_by = 0,
+            Some(number) if self.left_by != 0 => self.link(self.left_by, number),
+            Some(_) => {}
         }
+        number
+    }
+
+    /// Status flags, as the decoder names them, that translation `number` or what follows it reads.
+    pub(crate) fn live(&self, number: usize) -> u32 {
+        self.translations[number].live
+    }
+
+    /// Runs translation `number`, which [`Translator::prepare`] has just returned, and what it leads to, for about `slice` instructions.
+    #[inline(always)]
+    pub(crate) fn run_translation(&mut self, core: &mut Core, block: &Block, number: usize, slice: i32) -> Entered {
+        let entry = self.translations[number].memory_entry;
         core.native.jump_table = match core.fetch.lookup(core.rip, core.cpl == 3) {
             Some(page) => core.jumps.insert(block.mode(), core.rip, entry, page),
             None => core.jumps.table(block.mode()),
         };
-        // At least the block itself, or nothing would ever be executed.
-        let slice = budget.min(SLICE).max(block.ops.len() as u64) as i32;
         self.enter(core, entry, slice)
     }
 
@@ -240,7 +279,7 @@ impl Translator {
     /// Half of what leaves generated code goes on so (STI, system calls and their ends), and to find the block first would be seven cache misses.
     #[inline(always)]
     pub(crate) fn run_known(&mut self, core: &mut Core, clears: u32, budget: u64) -> Entered {
-        let settled = self.cleared == clears && self.overwrites == code_overwrites();
+        let settled = !self.flushes && self.cleared == clears && self.overwrites == code_overwrites();
         if !settled || self.left_by != 0 || core.native.interpret || budget < MAX_BLOCK_OPS as u64 {
             return Entered::No;
         }
@@ -264,6 +303,14 @@ impl Translator {
         match core.native.stop.take() {
             Some(stop) => Entered::Stopped(stop),
             None => Entered::Ran,
+        }
+    }
+
+    /// Spoils generated code: every `from` in it becomes `to`.
+    #[cfg(test)]
+    pub(crate) fn plant(&mut self, from: &[u8], to: &[u8]) {
+        for translation in &self.translations {
+            self.arena.replace(translation.host_entry, 512, from, to);
         }
     }
 
@@ -348,6 +395,9 @@ impl Translator {
         let generated = generate(&source, base, &self.stubs, self.links.len() as u32, self.precise)?;
         let placed = self.arena.append(&generated.code)?;
         debug_assert_eq!(placed, base);
+        if let Some(map) = &mut self.perf_map {
+            map.name(base, generated.code.len(), core.rip, block.mode());
+        }
         let known = self.translations.len();
         for link in &generated.links {
             self.links.push(Link {
@@ -363,6 +413,7 @@ impl Translator {
             page: page as u32,
             epoch,
             place,
+            live: generated.live,
             mode: block.mode(),
         });
         block.native.translation.set(known as u32 + 1);

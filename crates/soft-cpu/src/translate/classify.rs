@@ -52,6 +52,12 @@ pub(super) enum Template<'a> {
     JumpRegister { reg: u8 },
     /// A jump through memory.
     JumpMemory,
+    /// A call through a register.
+    CallRegister { reg: u8 },
+    /// A call through memory.
+    CallMemory,
+    /// DIV or IDIV of 32 or 64 bits.
+    Divide(Parts<'a>),
     /// The interpreter's handler; execution goes on after it.
     Handler,
     /// The interpreter's handler of a near branch: it says where execution goes on.
@@ -110,7 +116,7 @@ pub(super) fn classify<'a>(
 ) -> Classified<'a> {
     let i = &instruction;
     let mut vector = |i| Some(Template::Vector(vectors.classify(i, op)?));
-    let known = near_flow(i).or_else(|| straight(i, bytes, op)).or_else(|| vector(i));
+    let known = near_flow(i, op).or_else(|| straight(i, bytes, op)).or_else(|| vector(i));
     let template = known.unwrap_or(match i.flow_control() {
         FlowControl::Next if !last => Template::Handler,
         // What it holds off for one instruction need not be looked at before that instruction.
@@ -155,7 +161,7 @@ fn canonical(target: u64) -> bool {
     x86::paging::is_canonical(target)
 }
 
-fn near_flow<'a>(i: &Instruction) -> Option<Template<'a>> {
+fn near_flow<'a>(i: &Instruction, op: &Op) -> Option<Template<'a>> {
     let target = i.near_branch_target();
     Some(match i.flow_control() {
         FlowControl::ConditionalBranch if i.is_jcc_short_or_near() && canonical(target) => {
@@ -169,7 +175,14 @@ fn near_flow<'a>(i: &Instruction) -> Option<Template<'a>> {
         }
         FlowControl::IndirectBranch if i.code() == Code::Jmp_rm64 => match i.op0_kind() {
             OpKind::Register => Template::JumpRegister { reg: i.op0_register().number() as u8 },
+            // Addresses of 32 bits are left to the handlers.
+            _ if op.mem.unused_bits != 0 => return None,
             _ => Template::JumpMemory,
+        },
+        FlowControl::IndirectCall if i.code() == Code::Call_rm64 => match i.op0_kind() {
+            OpKind::Register => Template::CallRegister { reg: i.op0_register().number() as u8 },
+            _ if op.mem.unused_bits != 0 => return None,
+            _ => Template::CallMemory,
         },
         _ => return None,
     })
@@ -214,6 +227,7 @@ fn straight<'a>(i: &Instruction, bytes: &'a [u8], op: &Op) -> Option<Template<'a
         (false, 0x91..=0x97) if !parts.word => Some(Template::Exchange { reg: low, wide }),
         (false, 0x98 | 0x99 | 0xa8 | 0xa9 | 0xf5 | 0xf8 | 0xf9) => Some(Template::Verbatim),
         (false, 0x00..=0x3f) if matches!(parts.opcode & 7, 4 | 5) => Some(Template::Verbatim),
+        (false, 0xf7) if parts.reg & 7 >= 6 && !parts.word => Some(Template::Divide(parts)),
         _ => {
             let operands = parse::describe(&parts)?;
             encodable(&parts, &operands).then_some(Template::ModRm(parts, operands))

@@ -224,6 +224,19 @@ impl Emitter {
         Jump(self.code.len() - 4)
     }
 
+    /// CALL of what is told later.
+    pub(super) fn call(&mut self) -> Jump {
+        self.bytes(&[0xe8, 0, 0, 0, 0]);
+        Jump(self.code.len() - 4)
+    }
+
+    /// The address of what is told later into one of the registers 8 to 15.
+    pub(super) fn lea_here(&mut self, to: u8) -> Jump {
+        // LEA, RIP-relative.
+        self.bytes(&[0x4c, 0x8d, 0x05 | (to & 7) << 3, 0, 0, 0, 0]);
+        Jump(self.code.len() - 4)
+    }
+
     /// Jcc (condition 0 to 15) to what is told later.
     pub(super) fn jump_if(&mut self, condition: u8) -> Jump {
         self.bytes(&[0x0f, 0x80 | condition, 0, 0, 0, 0]);

@@ -9,6 +9,7 @@ use iced_x86::{Decoder, DecoderOptions};
 
 use super::classify::{ALL, Classified, Template, classify};
 use super::emit::{Emitter, Form, Jump, Rm, host};
+use super::flow::{Far, PendingLink, Return};
 use super::parse::{NOT, Operands, Parts};
 use super::reuse::{self, Access, Retry, Role};
 use super::runtime::{Site, Stubs};
@@ -61,6 +62,10 @@ pub(super) mod field {
     pub(crate) const INTERPRET: usize = NATIVE + offset_of!(NativeState, interpret);
     pub(crate) const FLAGS: usize = NATIVE + offset_of!(NativeState, flags);
     pub(crate) const PLACES: usize = NATIVE + offset_of!(NativeState, places);
+    pub(crate) const TARGET: usize = NATIVE + offset_of!(NativeState, target);
+    pub(crate) const TARGET_CODE: usize = NATIVE + offset_of!(NativeState, target_code);
+    pub(crate) const HOST_STACK: usize = NATIVE + offset_of!(NativeState, host_stack);
+    pub(crate) const CALLER_STACK: usize = NATIVE + offset_of!(NativeState, caller_stack);
     pub(crate) const TABLES: usize = NATIVE + offset_of!(NativeState, tables);
     pub(crate) const JUMP_TABLE: usize = NATIVE + offset_of!(NativeState, jump_table);
 }
@@ -109,22 +114,14 @@ pub(super) struct Slow {
     pub(super) loaded: Loaded,
 }
 
-/// A jump that can be aimed at another block later.
-pub(super) struct PendingLink {
-    /// Position of the displacement.
-    pub(super) at: usize,
-    /// Instruction pointer of the block, or its offset in the page.
-    pub(super) target: u64,
-    /// The flags are in the host's.
-    pub(super) host_flags: bool,
-}
-
 /// A block in host code.
 pub(super) struct Generated {
     pub(super) code: Vec<u8>,
     /// Offset of the entry with flags in memory; the other is at zero.
     pub(super) memory_entry: usize,
     pub(super) links: Vec<PendingLink>,
+    /// Flags that it or what follows it reads.
+    pub(super) live: u32,
 }
 
 /// Where `emit` leaves control.
@@ -144,10 +141,13 @@ pub(super) struct Generator<'a> {
     pub(super) retries: Vec<Retry>,
     pub(super) slow: Vec<Slow>,
     pub(super) loads: Vec<Load>,
-    far: Vec<(Jump, u64)>,
-    links: Vec<PendingLink>,
-    place: Place,
-    count: usize,
+    pub(super) far: Vec<Far>,
+    pub(super) returns: Vec<Return>,
+    /// Jumps of landings that found another return address.
+    pub(super) landings: Vec<Jump>,
+    pub(super) links: Vec<PendingLink>,
+    pub(super) place: Place,
+    pub(super) count: usize,
 }
 
 /// What a block is made of.
@@ -196,6 +196,8 @@ pub(super) fn generate(
         slow: Vec::new(),
         loads: Vec::new(),
         far: Vec::new(),
+        returns: Vec::new(),
+        landings: Vec::new(),
         links: Vec::new(),
         place,
         count: ops.len(),
@@ -221,7 +223,7 @@ pub(super) fn generate(
         g.go_to(next);
     }
     g.out_of_line(used_up, count, first_link);
-    Some(Generated { code: g.e.code, memory_entry, links: g.links })
+    Some(Generated { code: g.e.code, memory_entry, links: g.links, live })
 }
 
 fn bytes_used(ops: &[Op]) -> usize {
@@ -230,7 +232,7 @@ fn bytes_used(ops: &[Op]) -> usize {
 
 impl Generator<'_> {
     /// Stores the host's flags, leaving them changed.
-    fn save_flags(&mut self) {
+    pub(super) fn save_flags(&mut self) {
         save_flags(&mut self.e, host::B);
     }
 
@@ -259,7 +261,7 @@ impl Generator<'_> {
     }
 
     /// The register's value in a host register: its own, or `scratch`.
-    fn value(&mut self, guest: u8, scratch: u8) -> u8 {
+    pub(super) fn value(&mut self, guest: u8, scratch: u8) -> u8 {
         PINNED[usize::from(guest)].unwrap_or_else(|| {
             self.e.load(scratch, slot(guest));
             scratch
@@ -276,7 +278,7 @@ impl Generator<'_> {
     }
 
     /// An address that is known but for the page, as [`Place::rip`] gives it, into `to`; the flags stay.
-    fn address(&mut self, to: u8, address: u64) {
+    pub(super) fn address(&mut self, to: u8, address: u64) {
         if matches!(self.place, Place::At(_)) {
             return self.e.constant(to, address);
         }
@@ -357,7 +359,7 @@ impl Generator<'_> {
         Site::new(op, self.place.rip().wrapping_add(u64::from(op.offset)), chains)
     }
 
-    fn call_handler(&mut self, site: Site) {
+    pub(super) fn call_handler(&mut self, site: Site) {
         self.e.constant(host::A, site.op);
         self.e.constant(host::B, site.rip);
         self.e.call_to(self.stubs.call_handler);
@@ -434,63 +436,46 @@ impl Generator<'_> {
             }
             Template::JumpIf { condition, target } => {
                 self.want_host_flags();
-                let taken = self.e.jump_if(condition);
-                if self.same_page(target) {
-                    self.links.push(PendingLink { at: taken.0, target, host_flags: true });
-                } else {
-                    self.far.push((taken, target));
-                }
-                self.go_to(self.after(op));
+                self.branch(condition, target, op);
                 return End::Left;
             }
             Template::Jump { target } => {
                 self.go_to(target);
                 return End::Left;
             }
+            Template::Divide(ref parts) => self.divide(c, parts, op, n),
             Template::Call { target } => {
-                let after = self.after(op);
                 let at = self.push_at(op, n, live);
-                match (self.place, i32::try_from(after as i64)) {
-                    (Place::At(_), Ok(small)) => self.store_constant(at, small),
-                    _ => {
-                        self.address(host::B, after);
-                        self.e.store(at, host::B);
-                    }
-                }
-                self.e.lea(host::GUEST_RSP, Rm::Disp(host::GUEST_RSP, -8));
-                self.go_to(target);
+                self.push_return_address(at, op);
+                self.call(target, op);
                 return End::Left;
             }
             Template::Return { dropped } => {
                 self.keep_flags(live);
-                self.e.mov(host::A, host::GUEST_RSP);
-                let miss = self.look_up(8, false);
-                self.e.load(host::A, Rm::At(host::A));
-                let unknown = self.find_code();
-                self.e.lea(host::GUEST_RSP, Rm::Disp(host::GUEST_RSP, 8 + dropped));
-                self.enter_found();
-                self.slow_end(vec![miss, unknown], op, n);
+                self.return_near(dropped, op, n);
                 return End::Left;
             }
-            Template::JumpRegister { reg } => {
+            Template::JumpRegister { reg } | Template::CallRegister { reg } => {
                 self.keep_flags(live);
                 let target = self.value(reg, host::A);
                 if target != host::A {
                     self.e.mov(host::A, target);
                 }
-                let unknown = self.find_code();
-                self.enter_found();
-                self.slow_end(vec![unknown], op, n);
+                match c.template {
+                    Template::JumpRegister { .. } => self.jump_computed(Vec::new(), op, n),
+                    _ => self.call_computed(Vec::new(), op, n),
+                }
                 return End::Left;
             }
-            Template::JumpMemory => {
+            Template::JumpMemory | Template::CallMemory => {
                 self.keep_flags(live);
                 self.linear_address(&op.mem);
                 let miss = self.look_up(8, false);
                 self.e.load(host::A, Rm::At(host::A));
-                let unknown = self.find_code();
-                self.enter_found();
-                self.slow_end(vec![miss, unknown], op, n);
+                match c.template {
+                    Template::JumpMemory => self.jump_computed(vec![miss], op, n),
+                    _ => self.call_computed(vec![miss], op, n),
+                }
                 return End::Left;
             }
             Template::Handler => {
@@ -522,12 +507,7 @@ impl Generator<'_> {
         End::Next
     }
 
-    /// Where the instruction after `op` stands.
-    fn after(&self, op: &Op) -> u64 {
-        self.place.rip().wrapping_add(u64::from(op.offset) + u64::from(op.len))
-    }
-
-    fn store_constant(&mut self, at: Rm, value: i32) {
+    pub(super) fn store_constant(&mut self, at: Rm, value: i32) {
         self.e.modrm(Form::long(0xc7), 0, at);
         self.e.bytes(&value.to_le_bytes());
     }
@@ -547,7 +527,7 @@ impl Generator<'_> {
         }
     }
 
-    fn slow_end(&mut self, jumps: Vec<Jump>, op: &Op, n: usize) {
+    pub(super) fn slow_end(&mut self, jumps: Vec<Jump>, op: &Op, n: usize) {
         let site = self.site(op, n, true);
         self.slow.push(Slow { jumps, site, back: None, restore: false, loaded: Loaded::Nothing });
     }
@@ -631,79 +611,8 @@ impl Generator<'_> {
         }
     }
 
-    fn same_page(&self, target: u64) -> bool {
-        target >> 12 == self.place.rip() >> 12
-    }
-
-    /// Goes on at `target`.
-    fn go_to(&mut self, target: u64) {
-        if self.same_page(target) {
-            let jump = self.e.jump();
-            self.links.push(PendingLink { at: jump.0, target, host_flags: self.flags != Flags::Memory });
-        } else {
-            self.keep_flags(true);
-            self.jump_far(target);
-        }
-    }
-
-    /// Through the table of jumps; flags in memory.
-    fn jump_far(&mut self, target: u64) {
-        self.address(host::A, target);
-        let unknown = self.find_code();
-        self.enter_found();
-        self.e.aim_here(unknown);
-        self.leave_to(target, 0);
-    }
-
-    /// Looks for the code of the instruction pointer in the first scratch register; the jump is taken if there is none.
-    fn find_code(&mut self) -> Jump {
-        let e = &mut self.e;
-        e.mov(host::B, host::A);
-        e.modrm(Form::long(0xc1), 5, Rm::Reg(host::B));
-        e.bytes(&[12]);
-        e.modrm(Form::short(0x33), host::B, Rm::Reg(host::A));
-        e.modrm(Form::short(0x81), 4, Rm::Reg(host::B));
-        e.bytes(&(super::jumps::JUMP_ENTRIES as u32 - 1).to_le_bytes());
-        e.modrm(Form::short(0xc1), 4, Rm::Reg(host::B));
-        e.bytes(&[4]);
-        e.modrm(Form::long(0x03), host::B, core_field(field::JUMP_TABLE));
-        e.modrm(Form::long(0x3b), host::A, Rm::At(host::B));
-        e.jump_if(5)
-    }
-
-    /// Goes to the code that was found for the instruction pointer in the first scratch register.
-    fn enter_found(&mut self) {
-        if matches!(self.place, Place::InPage(_)) {
-            self.e.modrm(Form::long(0x81), 4, Rm::Reg(host::A));
-            self.e.bytes(&(-4096_i32).to_le_bytes());
-            self.e.store(slot(GPR_PAGE), host::A);
-        }
-        self.e.modrm(Form::short(0xff), 4, Rm::Disp(host::B, 8));
-    }
-
-    /// Returns to the loop with `link` as what it may aim; flags in memory, the instruction pointer stored.
-    fn leave(&mut self, link: u32) {
-        self.e.constant(host::B, u64::from(link));
-        self.e.jump_to(self.stubs.leave_memory);
-    }
-
-    fn leave_to(&mut self, target: u64, link: u32) {
-        self.address(host::A, target);
-        self.e.store(core_field(RIP), host::A);
-        self.leave(link);
-    }
-
-    /// Before an instruction of the block: returns to the loop, which is to interpret it; flags in memory.
-    pub(super) fn give_up(&mut self, n: usize, offset: u16) {
-        self.e.modrm(Form::short(0x81), 0, core_field(field::SLICE));
-        self.e.bytes(&((self.count - n) as i32).to_le_bytes());
-        self.e.modrm(Form::short(0xc6), 0, core_field(field::INTERPRET));
-        self.e.bytes(&[1]);
-        self.leave_to(self.place.rip().wrapping_add(u64::from(offset)), 0);
-    }
-
-    fn out_of_line(&mut self, used_up: Jump, count: i32, first_link: u32) {
-        self.retry_out_of_line();
+    /// The handlers' calls.
+    pub(super) fn slow_out_of_line(&mut self) {
         for slow in std::mem::take(&mut self.slow) {
             for jump in slow.jumps {
                 self.e.aim_here(jump);
@@ -722,24 +631,6 @@ impl Generator<'_> {
                 None => self.leave(0),
             }
         }
-        self.load_out_of_line();
-        for (jump, target) in std::mem::take(&mut self.far) {
-            self.e.aim_here(jump);
-            self.save_flags();
-            self.jump_far(target);
-        }
-        for n in 0..self.links.len() {
-            let PendingLink { at, target, host_flags } = self.links[n];
-            self.e.aim_here(Jump(at));
-            self.address(host::A, target);
-            self.e.store(core_field(RIP), host::A);
-            self.e.constant(host::B, u64::from(first_link + n as u32 + 1));
-            self.e.jump_to(if host_flags { self.stubs.leave_host } else { self.stubs.leave_memory });
-        }
-        self.e.aim_here(used_up);
-        self.e.modrm(Form::short(0x81), 0, core_field(field::SLICE));
-        self.e.bytes(&count.to_le_bytes());
-        self.leave_to(self.place.rip(), 0);
     }
 }
 

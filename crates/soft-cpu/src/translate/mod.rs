@@ -12,12 +12,15 @@
 //! DEVNOTE: a fault sees the status flags of the last instruction whose flags somebody reads. Flags that are dead in their block are not kept for the
 //! frame of an exception between their instruction and the one that overwrites them: no program can use them after its return.
 
+mod arithmetic;
 mod cache;
 mod classify;
 mod emit;
+mod flow;
 mod generate;
 mod jumps;
 mod parse;
+mod perf_map;
 mod reuse;
 #[cfg(test)]
 mod reuse_tests;

@@ -55,15 +55,20 @@ impl Access {
 const RSP: usize = x86::gpr::RSP;
 const RBP: usize = x86::gpr::RBP;
 
-/// The access of an instruction that goes on to the next one.
+/// An instruction's access, where its template knows how to share a look-up.
 pub(super) fn access(c: &Classified<'_>, op: &Op) -> Option<Access> {
     match &c.template {
         Template::ModRm(parts, operands) if parts.memory => {
             Some(Access { mem: op.mem, size: c.instruction.memory_size().size(), write: operands.rm.write })
         }
         Template::Vector(vector) => vector.access(&op.mem),
-        Template::Push { .. } | Template::PushConstant(_) => Some(Access::stack(RSP as u8, -8, true)),
-        Template::Pop { .. } => Some(Access::stack(RSP as u8, 0, false)),
+        Template::Divide(parts) if parts.memory => {
+            Some(Access { mem: op.mem, size: c.instruction.memory_size().size(), write: false })
+        }
+        Template::Push { .. } | Template::PushConstant(_) | Template::Call { .. } => {
+            Some(Access::stack(RSP as u8, -8, true))
+        }
+        Template::Pop { .. } | Template::Return { .. } => Some(Access::stack(RSP as u8, 0, false)),
         Template::Leave => Some(Access::stack(RBP as u8, 0, false)),
         _ => None,
     }

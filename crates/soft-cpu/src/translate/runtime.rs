@@ -7,7 +7,7 @@ use std::mem::offset_of;
 use x86::InterruptShadow;
 
 use super::emit::{Emitter, Form, Rm, host};
-use super::generate::{pinned, save_flags, slot};
+use super::generate::{core_field, field, pinned, save_flags, slot};
 use super::state::{from_raw, to_raw};
 use super::vector_state;
 use crate::core::{Core, DecodeMode, GPR_PAGE};
@@ -83,6 +83,10 @@ pub(super) fn stubs(base: u64) -> (Vec<u8>, Stubs) {
     const RSI: u8 = 6;
     const RDX: u8 = 2;
     let mut e = Emitter::new(base);
+    // Where a return lands for which nothing was pushed: it stays there for the next one. See `flow`.
+    let nothing_pushed = e.here();
+    e.lea(host::RSP, Rm::Disp(host::RSP, -8));
+    e.modrm(Form::short(0xff), 4, Rm::Reg(host::B));
     let enter = e.here();
     for register in PRESERVED {
         push(&mut e, register);
@@ -91,6 +95,9 @@ pub(super) fn stubs(base: u64) -> (Vec<u8>, Stubs) {
     e.lea(host::RSP, Rm::Disp(host::RSP, -8));
     e.mov(host::CORE, RDI);
     e.mov(host::B, RSI);
+    e.store(core_field(field::HOST_STACK), host::RSP);
+    e.constant(host::A, nothing_pushed);
+    push(&mut e, host::A);
     reload(&mut e);
     e.modrm(Form::short(0xff), 4, Rm::Reg(host::B));
 
@@ -108,6 +115,7 @@ pub(super) fn stubs(base: u64) -> (Vec<u8>, Stubs) {
     vector_state::emit_stores_if_loaded(&mut e, store_vectors);
     e.mov(host::RAX, host::B);
     let leave = e.here();
+    e.load(host::RSP, core_field(field::HOST_STACK));
     e.lea(host::RSP, Rm::Disp(host::RSP, 8));
     for register in PRESERVED.into_iter().rev() {
         pop(&mut e, register);
@@ -117,21 +125,23 @@ pub(super) fn stubs(base: u64) -> (Vec<u8>, Stubs) {
     let call_handler = e.here();
     spill(&mut e);
     vector_state::emit_stores_if_loaded(&mut e, store_vectors);
-    e.lea(host::RSP, Rm::Disp(host::RSP, -8));
+    e.store(core_field(field::CALLER_STACK), host::RSP);
+    // AND: as the calling convention wants it.
+    e.modrm(Form::long(0x83), 4, Rm::Reg(host::RSP));
+    e.bytes(&[0xf0]);
     e.mov(RDI, host::CORE);
     e.mov(RSI, host::A);
     e.mov(RDX, host::B);
     e.constant(host::RAX, execute as *const () as u64);
     e.modrm(Form::short(0xff), 2, Rm::Reg(host::RAX));
-    e.lea(host::RSP, Rm::Disp(host::RSP, 8));
+    e.load(host::RSP, core_field(field::CALLER_STACK));
     // TEST EAX, EAX
     e.bytes(&[0x85, 0xc0]);
     let stop = e.jump_if(5);
     reload(&mut e);
     e.bytes(&[0xc3]);
     e.aim_here(stop);
-    // The return address goes too; the registers are in memory.
-    e.lea(host::RSP, Rm::Disp(host::RSP, 8));
+    // The registers are in memory.
     e.bytes(&[0x31, 0xc0]);
     e.jump_to(leave);
     (e.code, Stubs { enter, leave_host, leave_memory, call_handler, load_vectors, load_all })

@@ -20,6 +20,13 @@ pub struct NativeState {
     pub(crate) interpret: bool,
     /// The status flags as LAHF and SETO give them: AH and AL.
     pub(crate) flags: u16,
+    /// Where an indirect call goes, and its code, while the return address is being stored.
+    pub(crate) target: u64,
+    pub(crate) target_code: u64,
+    /// The host's stack pointer when generated code was entered.
+    pub(crate) host_stack: u64,
+    /// And where it called a handler.
+    pub(crate) caller_stack: u64,
     /// The read and write tables of the TLB for the current rights.
     pub(crate) tables: [usize; 2],
     /// Entries from instruction pointers to code, for the current mode.

@@ -241,6 +241,24 @@ pub(crate) static KEYS: &[Key] = &[
         "the socket of a vhost-user process, such as vhost-device-vsock, that is the vsock's other side [none: vmm is]",
         |s, g, b| put_some(&mut s.vsock.vhost_user, g, b),
     ),
+    Key::new(
+        "debug.lockstep",
+        "true|false",
+        "run each translated block by the interpreter too and stop at the first difference; one vCPU [false]",
+        |s, g, b| put(&mut s.board.debugging.lockstep, g, b),
+    ),
+    Key::new("debug.slow-paths", "true|false", "every memory access misses the TLB [false]", |s, g, b| {
+        put(&mut s.board.debugging.slow_paths, g, b)
+    }),
+    Key::new("debug.short-blocks", "true|false", "translate single instructions [false]", |s, g, b| {
+        put(&mut s.board.debugging.short_blocks, g, b)
+    }),
+    Key::new("debug.flushes", "true|false", "forget translations and TLB again and again [false]", |s, g, b| {
+        put(&mut s.board.debugging.flushes, g, b)
+    }),
+    Key::new("debug.perf-map", "true|false", "name translated blocks in /tmp/perf-PID.map [false]", |s, g, b| {
+        put(&mut s.board.debugging.perf_map, g, b)
+    }),
 ];
 
 /// The key with that path.
@@ -324,6 +342,6 @@ mod tests {
         paths.sort_unstable();
         paths.dedup();
         assert_eq!(paths.len(), KEYS.len());
-        assert_eq!(tables(), ["machine", "serial", "devices", "enclave", "vsock"]);
+        assert_eq!(tables(), ["machine", "serial", "devices", "enclave", "vsock", "debug"]);
     }
 }

@@ -179,7 +179,7 @@ parent-id = "i-1"
   dir/vm.toml:9: machine.isa-serial: expected true or false, found "true"; did you mean true?
   dir/vm.toml:10: machine.on-reboot: expected one of "exit", "reset", found an array
   dir/vm.toml:11: machine.smp: unknown key; did you mean machine.cpus?
-  dir/vm.toml:13: unknown table [seriel]; there are [machine], [serial], [devices], [enclave], [vsock]; did you mean [serial]?
+  dir/vm.toml:13: unknown table [seriel]; there are [machine], [serial], [devices], [enclave], [vsock], [debug]; did you mean [serial]?
   dir/vm.toml:17: enclave.parent-id: only a nitro-enclave has this, and the machine is a microvm
   --serial sdtio: serial.backend: expected "stdio", "none", "file:PATH" or "socket:PATH", found "sdtio"; did you mean "stdio"?
   --set machine.ptt=on: machine.ptt: unknown key; did you mean machine.pit?

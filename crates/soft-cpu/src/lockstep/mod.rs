@@ -1,0 +1,298 @@
+//! Lockstep: every translated block is executed twice from the same state, first by the interpreter, then as host code, and what they did is compared.
+//!
+//! The interpreter goes first. Its stores are noted and then taken back ([`stores`]), what it asked the platform is kept and answered again ([`tape`]), its
+//! registers are put back ([`snapshot`]). The translation then runs as it always does, its stores through the write TLB, in which just the pages of the interpreter's
+//! stores are entered: a store elsewhere on them shows because the pages are compared whole, a store to another page because it goes to the slow path, which notes
+//! it. The guest goes on with the interpreter's state, so that one difference is not the cause of the next.
+//!
+//! What is not compared: flags that nobody reads before they are overwritten (the translator does not keep them), flags that an instruction leaves
+//! undefined, the flags of an exception's frame, and instructions that give random numbers. A device that stores to a compared page meanwhile looks like a
+//! difference: so one counts only when it shows again each time the block is repeated. Meant for machines with one CPU: other CPUs' stores would look the same.
+
+mod snapshot;
+mod stores;
+mod tape;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::fmt::Write;
+
+use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, RflagsBits};
+use x86::{InterruptShadow, rflags};
+
+use crate::block::Block;
+use crate::core::{Core, DecodeMode, Outcome, Stop};
+use crate::translate::{Entered, Translator};
+use snapshot::Snapshot;
+pub(crate) use stores::StoreLog;
+use tape::{Recorder, SharedTape};
+
+const STATUS: u64 = rflags::CF | rflags::PF | rflags::AF | rflags::ZF | rflags::SF | rflags::OF;
+
+/// How often a difference must show.
+const ATTEMPTS: u32 = 3;
+
+/// What is known of a block.
+#[derive(Clone, Copy)]
+struct Facts {
+    /// Its result is another one each time.
+    random: bool,
+    /// Status flags that are undefined after it.
+    undefined: u64,
+}
+
+/// The comparison of one CPU.
+pub(crate) struct Lockstep {
+    /// By bytes.
+    facts: HashMap<Box<[u8]>, Facts>,
+    /// Status flags that are read by the code at a guest-physical address in a mode, as its translations have it.
+    live: HashMap<(u64, DecodeMode), u64>,
+    tape: Option<SharedTape>,
+    report: Option<String>,
+    /// Blocks that were compared.
+    pub(crate) compared: u64,
+}
+
+/// A host page's address, and its words.
+type Page = (usize, Vec<u64>);
+
+/// How one of the two executions ended.
+struct Execution {
+    outcome: Outcome,
+    after: Snapshot,
+}
+
+impl Lockstep {
+    pub(crate) fn new() -> Self {
+        Self { facts: HashMap::new(), live: HashMap::new(), tape: None, report: None, compared: 0 }
+    }
+
+    /// Before the CPU runs.
+    pub(crate) fn start(&mut self, core: &mut Core) {
+        let platform = std::mem::replace(&mut core.platform, Box::new(crate::platform::Nothing));
+        let tape = SharedTape::new(platform);
+        core.platform = Box::new(Recorder(tape.clone()));
+        self.tape = Some(tape);
+        core.tlb.flush_all();
+        core.stores = Some(Box::default());
+    }
+
+    /// After it has run.
+    pub(crate) fn stop(&mut self, core: &mut Core) {
+        if let Some(tape) = self.tape.take() {
+            core.platform = tape.lock().take_platform();
+        }
+        core.stores = None;
+    }
+
+    /// What was found to differ.
+    pub(crate) fn report(&self) -> Option<&str> {
+        self.report.as_deref()
+    }
+
+    /// Executes `block`, which is current, in both ways.
+    pub(crate) fn run(&mut self, core: &mut Core, block: &Block, translator: &mut Translator) -> Entered {
+        let Some(tape) = self.tape.clone() else { return Entered::No };
+        // Stores since the last block: an exception's frame.
+        core.stores = Some(Box::default());
+        let facts = self.facts(block);
+        if facts.random {
+            return Entered::No;
+        }
+        let Some(number) = translator.prepare(core, block) else { return Entered::No };
+        let live = self.live.entry((block.physical(), block.mode())).or_insert(STATUS);
+        *live &= status(translator.live(number));
+        let before = Snapshot::take(core);
+        let mut differences = String::new();
+        for attempt in 0..ATTEMPTS {
+            if attempt == 0 {
+                tape.lock().record();
+            } else {
+                tape.lock().replay();
+            }
+            before.restore(core);
+            let interpreted = interpret(core, block);
+            let (stored, new) = take_back(core);
+            let pages: Vec<Page> = stored.pages().into_iter().map(|at| (at, stores::page(at))).collect();
+            before.restore(core);
+            stored.enter(&mut core.tlb);
+            tape.lock().replay();
+            let translated = translate(core, block, number, translator);
+            stored.leave(&mut core.tlb);
+            let asked = tape.lock().difference();
+            let flags = self.flags_at(core, &translated, facts);
+            let seen: Vec<Page> = pages.iter().map(|(at, _)| (*at, stores::page(*at))).collect();
+            let (by_handlers, _) = take_back(core);
+            // Bytes that neither was to store to are put back too: if they were a device's, they are the same in `seen`.
+            restore_pages(&pages, &seen);
+            stored.redo(&new);
+            differences = compare(&interpreted, &translated, flags);
+            if let Some(asked) = asked {
+                let _ = writeln!(differences, "platform: {asked}");
+            }
+            let expected: Vec<Page> = pages.iter().map(|(at, _)| (*at, stores::page(*at))).collect();
+            differences += &compare_memory(&expected, &seen);
+            for at in by_handlers.pages().difference(&stored.pages()) {
+                let _ =
+                    writeln!(differences, "memory: only the translation stores to the page at host address {at:#x}");
+            }
+            interpreted.after.restore(core);
+            if differences.is_empty() {
+                tape.lock().mode = tape::Mode::Pass;
+                self.compared += 1;
+                return match interpreted.outcome {
+                    Ok(()) => Entered::Ran,
+                    Err(stop) => Entered::Stopped(stop),
+                };
+            }
+            // Once more from the start.
+            stored.undo();
+        }
+        tape.lock().mode = tape::Mode::Pass;
+        self.report = Some(report(block, &before, &differences));
+        Entered::Diverged
+    }
+
+    fn facts(&mut self, block: &Block) -> Facts {
+        if let Some(facts) = self.facts.get(block.bytes()) {
+            return *facts;
+        }
+        let mut facts = Facts { random: false, undefined: 0 };
+        for i in instructions(block) {
+            facts.random |= matches!(i.mnemonic(), Mnemonic::Rdrand | Mnemonic::Rdseed);
+            facts.undefined &= !status(i.rflags_modified());
+            facts.undefined |= status(i.rflags_undefined());
+        }
+        self.facts.insert(block.bytes().into(), facts);
+        facts
+    }
+
+    /// The status flags that count where a translation has come to.
+    fn flags_at(&self, core: &Core, translated: &Execution, facts: Facts) -> u64 {
+        if translated.outcome.is_err() {
+            return 0;
+        }
+        let page = core.fetch.lookup(translated.after.rip, core.cpl == 3);
+        let physical = page.map(|page| page.physical() | translated.after.rip & 0xfff);
+        let live = physical.and_then(|physical| self.live.get(&(physical, core.mode)));
+        live.copied().unwrap_or(STATUS) & !facts.undefined
+    }
+}
+
+/// Flags as the decoder names them, as bits of RFLAGS.
+fn status(flags: u32) -> u64 {
+    let names = [
+        (RflagsBits::CF, rflags::CF),
+        (RflagsBits::PF, rflags::PF),
+        (RflagsBits::AF, rflags::AF),
+        (RflagsBits::ZF, rflags::ZF),
+        (RflagsBits::SF, rflags::SF),
+        (RflagsBits::OF, rflags::OF),
+    ];
+    names.iter().filter(|(name, _)| flags & name != 0).map(|(_, bit)| bit).sum()
+}
+
+fn instructions(block: &Block) -> impl Iterator<Item = Instruction> {
+    let bytes = block.bytes();
+    let len = block.ops.last().map_or(0, |op| usize::from(op.offset) + usize::from(op.len)).min(bytes.len());
+    let mut decoder = Decoder::with_ip(64, &bytes[..len], 0, DecoderOptions::NONE);
+    std::iter::from_fn(move || decoder.can_decode().then(|| decoder.decode()))
+}
+
+/// Takes back all stores since the last time, and returns them with the bytes that they had stored.
+fn take_back(core: &mut Core) -> (StoreLog, Vec<u8>) {
+    let stored = core.stores.as_mut().map(|log| std::mem::take(&mut **log)).unwrap_or_default();
+    let new = stored.now();
+    stored.undo();
+    (stored, new)
+}
+
+fn interpret(core: &mut Core, block: &Block) -> Execution {
+    core.shadow = InterruptShadow::None;
+    let start = core.rip;
+    let outcome = core.interpret(block, 0, block.ops.len());
+    let outcome = interpret_rest(core, block, start, outcome);
+    Execution { outcome, after: Snapshot::take(core) }
+}
+
+/// Goes on after `outcome` where a string instruction wanted a look at what waits: how far each of them gets until then depends on the TLB.
+fn interpret_rest(core: &mut Core, block: &Block, start: u64, mut outcome: Outcome) -> Outcome {
+    while outcome == Err(Stop::Again) {
+        let at = block.ops.iter().position(|op| start.wrapping_add(op.offset.into()) == core.rip);
+        let Some(at) = at else { break };
+        outcome = core.interpret(block, at, block.ops.len());
+    }
+    outcome
+}
+
+/// Runs the translation of `block`. What it leaves over, because something waits for the CPU, is interpreted.
+fn translate(core: &mut Core, block: &Block, number: usize, translator: &mut Translator) -> Execution {
+    let start = core.rip;
+    let executed = core.counters.instructions;
+    let mut outcome = match translator.run_translation(core, block, number, block.ops.len() as i32) {
+        Entered::Stopped(stop) => Err(stop),
+        _ => Ok(()),
+    };
+    core.native.interpret = false;
+    let done = (core.counters.instructions - executed) as usize;
+    let next = block.ops.get(done).map(|op| start.wrapping_add(op.offset.into()));
+    if outcome.is_ok() && next == Some(core.rip) && core.block_end != 0 {
+        outcome = core.interpret(block, done, block.ops.len());
+    }
+    let outcome = interpret_rest(core, block, start, outcome);
+    Execution { outcome, after: Snapshot::take(core) }
+}
+
+/// Puts pages back to what they were, where they have changed.
+fn restore_pages(pages: &[Page], seen: &[Page]) {
+    for ((at, old), (_, now)) in pages.iter().zip(seen) {
+        for (n, (old, now)) in old.iter().zip(now).enumerate() {
+            if old != now {
+                stores::put(at + n * 8, &old.to_le_bytes());
+            }
+        }
+    }
+}
+
+fn compare(interpreted: &Execution, translated: &Execution, flags: u64) -> String {
+    let mut text = String::new();
+    if interpreted.outcome != translated.outcome {
+        let _ = writeln!(text, "end: interpreted {:?}, translated {:?}", interpreted.outcome, translated.outcome);
+    }
+    let faults = (interpreted.after.fault, translated.after.fault);
+    if interpreted.outcome == Err(Stop::Exception) && faults.0 != faults.1 {
+        let _ = writeln!(text, "exception: interpreted {:x?}, translated {:x?}", faults.0, faults.1);
+    }
+    for line in interpreted.after.differences(&translated.after, flags) {
+        let _ = writeln!(text, "{line}");
+    }
+    text
+}
+
+fn compare_memory(expected: &[Page], seen: &[Page]) -> String {
+    const MOST: usize = 8;
+    let mut text = String::new();
+    for ((at, expected), (_, seen)) in expected.iter().zip(seen).filter(|(expected, seen)| expected != seen) {
+        let differ = expected.iter().zip(seen).enumerate().filter(|(_, (expected, seen))| expected != seen);
+        for (n, (expected, seen)) in differ.take(MOST) {
+            let at = at + n * 8;
+            let _ = writeln!(text, "memory at host address {at:#x}: interpreted {expected:#x}, translated {seen:#x}");
+        }
+    }
+    text
+}
+
+fn report(block: &Block, before: &Snapshot, differences: &str) -> String {
+    let mut text = format!("translated code and the interpreter differ in the block at rip {:#x}:\n", before.rip);
+    for (op, i) in block.ops.iter().zip(instructions(block)) {
+        let start = usize::from(op.offset);
+        let bytes = block.bytes().get(start..start + usize::from(op.len)).unwrap_or_default();
+        let hex: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let rip = before.rip.wrapping_add(start as u64);
+        let _ = writeln!(text, "  {rip:#x}: {:<32} {:?}", hex.join(" "), i.code());
+    }
+    let _ = writeln!(text, "before, rax to r15: {:x?}", &before.gpr[..16]);
+    let _ = writeln!(text, "before, status flags: {:#x}", before.flags.bits());
+    text + differences
+}
