@@ -6,7 +6,7 @@
 //! it. The guest goes on with the interpreter's state, so that one difference is not the cause of the next.
 //!
 //! What is not compared: flags that nobody reads before they are overwritten (the translator does not keep them), flags that an instruction leaves
-//! undefined, the flags of an exception's frame, and instructions that give random numbers. A device that stores to a compared page meanwhile looks like a
+//! undefined, the flags of an exception's frame, the x87 instruction and data pointers, and instructions that give random numbers. A device that stores to a compared page meanwhile looks like a
 //! difference: so one counts only when it shows again each time the block is repeated. Meant for machines with one CPU: other CPUs' stores would look the same.
 
 mod snapshot;

@@ -40,6 +40,10 @@ pub(super) struct Snapshot {
 const GENERAL: [&str; 16] =
     ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"];
 
+/// Where the image has x87's control, status and tags, MXCSR, and the x87 registers.
+const X87: [std::ops::Range<usize>; 3] =
+    [offset::FCW..offset::FOP, offset::MXCSR..offset::MXCSR_MASK, offset::ST..offset::XMM];
+
 impl Snapshot {
     pub(super) fn take(core: &Core) -> Self {
         // Named one by one, so that what is added to the state is not forgotten here.
@@ -179,6 +183,10 @@ impl Snapshot {
         for (n, name) in ["cr0", "cr2", "cr3", "cr4", "efer", "xcr0"].iter().enumerate() {
             line(name, self.control[n], other.control[n]);
         }
+        // Not the pointers to the last x87 instruction and its operand, which are not modelled.
+        for at in X87.into_iter().flatten().filter(|_| self.fpu != other.fpu) {
+            line(&format!("byte {at} of the FXSAVE image"), self.fpu.image[at].into(), other.fpu.image[at].into());
+        }
         for n in (0..16).filter(|_| self.fpu != other.fpu) {
             for (name, start) in [("xmm", offset::XMM), ("upper ymm", offset::YMM_HIGH)] {
                 let value = |s: &Self, half: usize| {
@@ -195,7 +203,6 @@ impl Snapshot {
                 lines.push(format!("{name} differ"));
             }
         };
-        same("x87 registers or MXCSR", self.fpu.image[..offset::XMM] == other.fpu.image[..offset::XMM]);
         same("segments", self.segments == other.segments && self.segment_bases == other.segment_bases);
         same(
             "descriptor tables",
