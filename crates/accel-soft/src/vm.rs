@@ -46,6 +46,7 @@ pub(crate) struct VmShared {
 impl VmShared {
     fn new(config: &VmConfig, accelerator: SoftAccelerator) -> Self {
         let host = HostFacts::probe();
+        let host_cores = std::thread::available_parallelism().map_or(1, usize::from);
         let vcpus = (0..config.vcpus)
             .map(|id| VcpuShared {
                 lapic: Mutex::new(Lapic::new(LapicConfig {
@@ -54,7 +55,8 @@ impl VmShared {
                     x2apic: true,
                     physical_address_bits: PHYSICAL_BITS as u8,
                 })),
-                sleeper: Sleeper::default(),
+                // The event loop needs a core as well.
+                sleeper: Sleeper::new(host_cores > config.vcpus as usize),
                 taken: AtomicBool::new(false),
                 tsc_offset: AtomicU64::new(0),
                 system_time_msr: AtomicU64::new(0),
@@ -67,7 +69,7 @@ impl VmShared {
             memory: config.memory.clone(),
             clock: if accelerator.debugging.lockstep { VmClock::counting() } else { VmClock::start() },
             wall_clock_msr: AtomicU64::new(0),
-            host_cores: std::thread::available_parallelism().map_or(1, usize::from),
+            host_cores,
             next_lowest: AtomicU32::new(0),
             accelerator,
         }
