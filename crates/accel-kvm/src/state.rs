@@ -27,35 +27,14 @@ const MXCSR_MASK: usize = 28;
 
 /// The MSRs that belong to a `CpuState`, where the host's KVM has them.
 pub(crate) fn saved_msrs() -> impl Iterator<Item = u32> {
-    [
+    msr::saved().chain([
         msr::KVM_WALL_CLOCK,
         msr::KVM_SYSTEM_TIME,
-        msr::IA32_TSC_ADJUST,
-        msr::IA32_SPEC_CTRL,
-        msr::IA32_SYSENTER_CS,
-        msr::IA32_SYSENTER_ESP,
-        msr::IA32_SYSENTER_EIP,
-        msr::IA32_MCG_STATUS,
-        msr::IA32_MISC_ENABLE,
-        msr::IA32_MTRR_FIX64K_00000,
-        msr::IA32_MTRR_FIX16K_80000,
-        msr::IA32_MTRR_FIX16K_A0000,
-        msr::IA32_PAT,
-        msr::IA32_MTRR_DEF_TYPE,
-        msr::IA32_STAR,
-        msr::IA32_LSTAR,
-        msr::IA32_CSTAR,
-        msr::IA32_FMASK,
-        msr::IA32_KERNEL_GS_BASE,
-        msr::IA32_TSC_AUX,
         msr::KVM_WALL_CLOCK_NEW,
         msr::KVM_SYSTEM_TIME_NEW,
         msr::KVM_STEAL_TIME,
         msr::KVM_PV_EOI_EN,
-    ]
-    .into_iter()
-    .chain((0..16).map(|n| msr::IA32_MTRR_PHYSBASE0 + n))
-    .chain((0..8).map(|n| msr::IA32_MTRR_FIX4K_C0000 + n))
+    ])
 }
 
 /// A KVM call that takes a list of at most a few entries cannot fail for its length.

@@ -181,29 +181,6 @@ fn is_inert_on_amd(number: u32) -> bool {
 }
 
 impl Msrs {
-    /// The MSRs that [`x86::CpuState::msrs`] carries, sorted by number.
-    const SAVED: [u32; 19] = [
-        msr::IA32_TSC_ADJUST,
-        msr::IA32_SPEC_CTRL,
-        msr::IA32_SYSENTER_CS,
-        msr::IA32_SYSENTER_ESP,
-        msr::IA32_SYSENTER_EIP,
-        msr::IA32_MCG_STATUS,
-        msr::IA32_MISC_ENABLE,
-        msr::IA32_MTRR_FIX64K_00000,
-        msr::IA32_MTRR_FIX16K_80000,
-        msr::IA32_MTRR_FIX16K_A0000,
-        msr::IA32_PAT,
-        msr::IA32_MTRR_DEF_TYPE,
-        msr::IA32_STAR,
-        msr::IA32_LSTAR,
-        msr::IA32_CSTAR,
-        msr::IA32_FMASK,
-        msr::IA32_KERNEL_GS_BASE,
-        msr::IA32_TSC_AUX,
-        number::HWCR,
-    ];
-
     /// The register `number`, if it is one of those that only hold a value.
     fn plain(&mut self, number: u32) -> Option<&mut u64> {
         Some(match number {
@@ -236,11 +213,7 @@ impl Msrs {
     /// All that is worth saving, `(number, value)` sorted by number.
     pub(crate) fn save(&self) -> Vec<(u32, u64)> {
         let mut copy = self.clone();
-        let numbers = Self::SAVED
-            .into_iter()
-            .chain((0..VARIABLE_MTRRS as u32 * 2).map(|n| msr::IA32_MTRR_PHYSBASE0 + n))
-            .chain((0..8).map(|n| msr::IA32_MTRR_FIX4K_C0000 + n))
-            .chain([number::DE_CFG]);
+        let numbers = msr::saved().chain([number::HWCR, number::DE_CFG]);
         let mut saved: Vec<(u32, u64)> = numbers.filter_map(|n| copy.plain(n).map(|value| (n, *value))).collect();
         saved.sort_unstable();
         saved

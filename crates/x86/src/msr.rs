@@ -111,6 +111,34 @@ msrs! {
     KVM_SYSTEM_TIME = 0x12;
 }
 
+/// What every backend carries in [`CpuState::msrs`](crate::CpuState::msrs), but for what is its own: KVM's clock, AMD's configuration.
+pub fn saved() -> impl Iterator<Item = u32> {
+    [
+        IA32_TSC_ADJUST,
+        IA32_SPEC_CTRL,
+        IA32_SYSENTER_CS,
+        IA32_SYSENTER_ESP,
+        IA32_SYSENTER_EIP,
+        IA32_MCG_STATUS,
+        IA32_MISC_ENABLE,
+        IA32_MTRR_FIX64K_00000,
+        IA32_MTRR_FIX16K_80000,
+        IA32_MTRR_FIX16K_A0000,
+        IA32_PAT,
+        IA32_MTRR_DEF_TYPE,
+        IA32_STAR,
+        IA32_LSTAR,
+        IA32_CSTAR,
+        IA32_FMASK,
+        IA32_KERNEL_GS_BASE,
+        IA32_TSC_AUX,
+    ]
+    .into_iter()
+    // Eight pairs of base and mask, and the fixed ranges of the upper 256 KiB.
+    .chain((0..16).map(|n| IA32_MTRR_PHYSBASE0 + n))
+    .chain((0..8).map(|n| IA32_MTRR_FIX4K_C0000 + n))
+}
+
 /// Bits of [`IA32_APIC_BASE`].
 pub mod apic_base {
     /// This is the bootstrap processor.
