@@ -80,14 +80,6 @@ fn msi_route(gsi: u32, address: u64, data: u32) -> kvm_irq_routing_entry {
     entry
 }
 
-/// Enables a capability that the VM can do without, if the host has it.
-fn enable_if_there(fd: &VmFd, cap: u32, argument: u32, name: &str) {
-    let cap = kvm_enable_cap { cap, args: [argument.into(), 0, 0, 0], ..Default::default() };
-    if let Err(error) = fd.enable_cap(&cap) {
-        debug!("{name} is not there: {error}");
-    }
-}
-
 /// A VM on KVM.
 pub(crate) struct KvmVm {
     shared: Arc<VmShared>,
@@ -120,7 +112,11 @@ impl KvmVm {
         // KVM_X86_QUIRK_LINT0_REENABLED stays: LINT0 of the bootstrap processor takes the PIC's interrupts from the start, as on the software CPU and as
         // firmware would leave it, of which there is none here.
         let x2apic = KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
-        enable_if_there(&fd, KVM_CAP_X2APIC_API, x2apic, "KVM_CAP_X2APIC_API");
+        let x2apic = kvm_enable_cap { cap: KVM_CAP_X2APIC_API, args: [x2apic.into(), 0, 0, 0], ..Default::default() };
+        // The VM can do without.
+        if let Err(error) = fd.enable_cap(&x2apic) {
+            debug!("KVM_CAP_X2APIC_API is not there: {error}");
+        }
         let mailboxes = (0..config.vcpus).map(|_| Arc::new(Mailbox::default())).collect();
         let level_messages = Mutex::default();
         Ok(Self {
