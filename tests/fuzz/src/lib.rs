@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod document;
+mod driver;
 mod eif_cpio;
 mod eif_image;
 mod eif_metadata;
