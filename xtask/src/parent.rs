@@ -6,8 +6,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-/// How long the enclave may take over anything.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long the enclave may take over anything that is no long transfer.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The longest document that is read, in bytes; the longest possible one has not half as many.
 const LONGEST: u64 = 1 << 16;
@@ -26,19 +26,24 @@ pub(crate) fn request_document(socket: &Path, port: u32, nonce: &[u8]) -> io::Re
 }
 
 /// A connection to the enclave's `port`: `CONNECT`, and `OK` back.
-fn connect(socket: &Path, port: u32) -> io::Result<UnixStream> {
+pub(crate) fn connect(socket: &Path, port: u32) -> io::Result<UnixStream> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     writeln!(stream, "CONNECT {port}")?;
-    // No byte beyond the line's end may be taken, as it would be the enclave's.
-    let mut answer = Vec::new();
-    BufReader::with_capacity(1, &stream).take(32).read_until(b'\n', &mut answer)?;
-    if answer.starts_with(b"OK ") {
+    let answer = line(&mut stream)?;
+    if answer.starts_with("OK ") {
         Ok(stream)
     } else {
-        Err(io::Error::other(format!("port {port} of the enclave: {}", answer.escape_ascii())))
+        Err(io::Error::other(format!("port {port} of the enclave answered {answer:?}")))
     }
+}
+
+/// A line, and no byte beyond it, which would be the enclave's.
+pub(crate) fn line(from: &mut impl Read) -> io::Result<String> {
+    let mut line = Vec::new();
+    BufReader::with_capacity(1, from).take(64).read_until(b'\n', &mut line)?;
+    Ok(String::from_utf8_lossy(&line).trim_end().to_owned())
 }
 
 #[cfg(test)]

@@ -21,7 +21,9 @@ use crate::image::Image;
 use crate::launch::{Accel, Guest, Machine, Vmm};
 use crate::paths::Paths;
 pub(crate) use ends::PEER;
-use served::{PATIENCE, PORT, Served};
+use served::{PORT, Served};
+
+use crate::parent::PATIENCE;
 
 /// The guest's memory in MiB.
 const MEMORY: u32 = 256;

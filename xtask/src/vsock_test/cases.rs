@@ -10,9 +10,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::served::{PATIENCE, Served, request};
+use super::served::{Served, request};
 use super::socat::{Data, Socat, digest, pattern_digest};
 use super::{MEMORY, Stand, Verdict};
+use crate::parent::PATIENCE;
 use crate::resident;
 
 /// What the enclave finds at its parent beside the launcher.

@@ -9,12 +9,10 @@ use std::time::{Duration, Instant};
 
 use crate::command::start_error;
 use crate::error::{Error, Result};
+use crate::parent::{PATIENCE, connect};
 
 /// The port that guests serve; see `guest/init`.
 pub(crate) const PORT: u32 = 5000;
-
-/// How long anything may take that is no long transfer.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running launcher whose guest serves.
 pub(crate) struct Served {
@@ -76,7 +74,7 @@ impl Served {
 
     /// A connection to the guest's service that has asked for `name` with `number`.
     pub(crate) fn ask(&self, name: &str, number: u64) -> io::Result<UnixStream> {
-        let mut stream = connect(&self.socket)?;
+        let mut stream = connect(&self.socket, PORT)?;
         stream.write_all(&request(name, number))?;
         Ok(stream)
     }
@@ -121,21 +119,4 @@ pub(crate) fn request(name: &str, number: u64) -> [u8; 16] {
     head.iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from);
     tail.copy_from_slice(&number.to_le_bytes());
     request
-}
-
-/// A connection to the service by the hybrid protocol.
-fn connect(socket: &Path) -> io::Result<UnixStream> {
-    let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    writeln!(stream, "CONNECT {PORT}")?;
-    let answer = line(&mut stream)?;
-    if answer.starts_with("OK ") { Ok(stream) } else { Err(io::Error::other(format!("it answered {answer:?}"))) }
-}
-
-/// A line, and no byte beyond it.
-pub(crate) fn line(from: &mut impl Read) -> io::Result<String> {
-    let mut line = Vec::new();
-    BufReader::with_capacity(1, from).take(64).read_until(b'\n', &mut line)?;
-    Ok(String::from_utf8_lossy(&line).trim_end().to_owned())
 }

@@ -6,7 +6,8 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use sha2::{Digest, Sha256};
 
-use super::served::{PORT, line, request};
+use super::served::{PORT, request};
+use crate::parent::line;
 
 /// The program.
 pub(crate) const SOCAT: &str = "socat";
