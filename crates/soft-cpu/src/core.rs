@@ -10,6 +10,7 @@ use crate::mem::CODE_STORE_COUNTERS;
 use crate::platform::Platform;
 use crate::ram::Ram;
 use crate::smp::{CpuLink, attention};
+use crate::statistics::Counters;
 use crate::tlb::{Rights, Tlb};
 use crate::translate::{Jumps, NativeState};
 
@@ -118,23 +119,6 @@ impl DecodeMode {
             0xffff
         }
     }
-}
-
-/// What the CPU counts for `--stats`.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Counters {
-    /// Guest instructions completed.
-    pub instructions: u64,
-    /// Blocks entered.
-    pub blocks: u64,
-    /// Blocks decoded.
-    pub decoded: u64,
-    /// Page walks for data.
-    pub walks: u64,
-    /// Exceptions and interrupts delivered.
-    pub events: u64,
-    /// Port and MMIO accesses.
-    pub io: u64,
 }
 
 /// One CPU. The fields up to `block_end` are what every instruction touches.
@@ -304,7 +288,7 @@ impl Core {
         } else {
             Rights::Supervisor
         };
-        self.native.tables = self.tlb.tables(self.rights);
+        self.native.set_tables(&self.tlb, self.rights);
     }
 
     /// Whether RFLAGS.VM is set.

@@ -7,7 +7,8 @@ use crate::core::{Core, Fault, GPR_PAGE, Outcome, Stop, seg};
 use crate::lockstep::Lockstep;
 use crate::op::Op;
 use crate::smp::attention;
-use crate::translate::{Entered, Translator, TranslatorStatistics};
+use crate::statistics::TranslatorStatistics;
+use crate::translate::Translator;
 
 /// Why [`Cpu::run`] returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +24,18 @@ pub enum Exit {
     /// The instruction budget is used up.
     Budget,
     /// In lockstep: a translated block did not do what the interpreter does; [`Cpu::divergence`] says what.
+    Diverged,
+}
+
+/// What came of an attempt to run generated code.
+pub(crate) enum Entered {
+    /// There is none for this block (yet): interpret it.
+    No,
+    /// It ran; the instruction pointer and the state are those of an instruction boundary.
+    Ran,
+    /// It ran into something.
+    Stopped(Stop),
+    /// In lockstep: the interpreter comes to something else.
     Diverged,
 }
 
@@ -51,6 +64,9 @@ pub enum TranslatorMode {
 }
 
 impl TranslatorMode {
+    /// Whether this build has a translator: the feature `translator`. Without it everything is interpreted, whatever the mode.
+    pub const AVAILABLE: bool = cfg!(feature = "translator");
+
     /// Translation of what pays.
     pub const DEFAULT: Self = Self::On { threshold: 8, precise: false };
 }
@@ -107,19 +123,19 @@ impl Cpu {
     }
 
     /// Spoils generated code: every `from` in it becomes `to`.
-    #[cfg(test)]
+    #[cfg(all(test, feature = "translator"))]
     pub(crate) fn plant(&mut self, from: &[u8], to: &[u8]) {
         self.translator.as_mut().unwrap().plant(from, to);
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, feature = "translator"))]
     pub(crate) fn use_translator(&mut self, translator: Translator) {
         self.translator = Some(Box::new(translator));
     }
 
     /// What the translator has counted; zeros where there is none.
     pub fn translator_statistics(&self) -> TranslatorStatistics {
-        self.translator.as_ref().map_or_else(TranslatorStatistics::default, |translator| translator.statistics)
+        self.translator.as_ref().map_or_else(TranslatorStatistics::default, |translator| translator.statistics())
     }
 
     /// Runs until something needs the owner, or at least `budget` instructions have completed.

@@ -304,7 +304,7 @@ fn random() -> Result<[u64; 2], MachineError> {
 }
 
 fn translator(options: &Options) -> TranslatorMode {
-    match options.translator.resolve(true) {
+    match options.translator.resolve(TranslatorMode::AVAILABLE) {
         // All that is executed is to be compared.
         true if options.debugging.lockstep => TranslatorMode::On { threshold: 1, precise: false },
         true => TranslatorMode::DEFAULT,

@@ -88,7 +88,7 @@ pub struct Options {
     pub cpus: u32,
     /// Which processor backend runs the guest.
     pub accel: AccelChoice,
-    /// `translator`: hot guest code is translated to host code (the software CPU). Auto is on.
+    /// `translator`: hot guest code is translated to host code (the software CPU). Auto is on where the build has a translator.
     pub translator: OnOffAuto,
     /// `debug`: what is done to find the translator's errors. Nothing by default.
     pub debugging: Debugging,

@@ -240,7 +240,7 @@ fn read_number(section: &[u8]) -> Result<(usize, &[u8]), ZstdError> {
     let (number, size) = match byte(0)? {
         few @ ..128 => (few, 1),
         255 => (byte(1)? + (byte(2)? << 8) + 0x7f00, 3),
-        some => ((some - 128 << 8) + byte(1)?, 2),
+        some => (((some - 128) << 8) + byte(1)?, 2),
     };
     Ok((number, &section[size..]))
 }

@@ -12,7 +12,7 @@
 mod snapshot;
 mod stores;
 mod tape;
-#[cfg(test)]
+#[cfg(all(test, feature = "translator"))]
 mod tests;
 
 use std::collections::HashMap;
@@ -23,7 +23,8 @@ use x86::{InterruptShadow, rflags};
 
 use crate::block::Block;
 use crate::core::{Core, DecodeMode, Outcome, Stop};
-use crate::translate::{Entered, Translator};
+use crate::run::Entered;
+use crate::translate::Translator;
 use snapshot::Snapshot;
 pub(crate) use stores::StoreLog;
 use tape::{Recorder, SharedTape};

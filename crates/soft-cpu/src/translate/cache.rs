@@ -16,9 +16,11 @@ use super::perf_map::PerfMap;
 use super::runtime::{self, Stubs};
 use super::state::{from_raw, to_raw};
 use crate::block::{Block, MAX_BLOCK_OPS};
-use crate::core::{Core, DecodeMode, GPR_PAGE, Outcome, Stop};
+use crate::core::{Core, DecodeMode, GPR_PAGE, Outcome};
 use crate::op::Op;
+use crate::run::Entered;
 use crate::simd::Arena;
+use crate::statistics::TranslatorStatistics;
 
 /// Size of the code arena in bytes; pages are taken as they are filled.
 const ARENA_SIZE: usize = 64 << 20;
@@ -93,21 +95,6 @@ struct Link {
     host_flags: bool,
 }
 
-/// What the translator counts for `--stats`.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct TranslatorStatistics {
-    /// Blocks translated.
-    pub translated: u64,
-    /// Instructions executed in generated code.
-    pub instructions: u64,
-    /// Entries into generated code.
-    pub entries: u64,
-    /// Entries that followed a jump which had no link.
-    pub unlinked: u64,
-    /// Times the arena was flushed.
-    pub flushes: u64,
-}
-
 /// One CPU's translator.
 pub(crate) struct Translator {
     threshold: u32,
@@ -125,19 +112,7 @@ pub(crate) struct Translator {
     /// Everything is forgotten often.
     flushes: bool,
     perf_map: Option<PerfMap>,
-    pub(crate) statistics: TranslatorStatistics,
-}
-
-/// What came of an attempt to run generated code.
-pub(crate) enum Entered {
-    /// There is none for this block (yet): interpret it.
-    No,
-    /// It ran; the instruction pointer and the state are those of an instruction boundary.
-    Ran,
-    /// It ran into something.
-    Stopped(Stop),
-    /// In lockstep: the interpreter comes to something else.
-    Diverged,
+    statistics: TranslatorStatistics,
 }
 
 impl Translator {
@@ -174,6 +149,11 @@ impl Translator {
             perf_map: None,
             statistics: TranslatorStatistics::default(),
         })
+    }
+
+    /// What was counted.
+    pub(crate) fn statistics(&self) -> TranslatorStatistics {
+        self.statistics
     }
 
     /// See [`Debugging`](crate::run::Debugging).
