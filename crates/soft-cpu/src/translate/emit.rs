@@ -1,5 +1,7 @@
 //! An emitter of host instructions (x86-64), only of the forms that the translator uses (SDM vol. 2).
 
+use std::arch::is_x86_feature_detected;
+
 /// Host registers by encoding.
 pub(super) mod host {
     /// RAX.
@@ -177,6 +179,18 @@ impl Emitter {
     /// MOV of 64 bits to memory.
     pub(super) fn store(&mut self, to: Rm, from: u8) {
         self.modrm(Form::long(0x89), from, to);
+    }
+
+    /// The low 32 bits of `from`, shifted right by `count`, into those of `to`; above what is shifted in may be anything. Changes the flags on some hosts.
+    pub(super) fn shifted_right(&mut self, to: u8, from: u8, count: u8) {
+        if is_x86_feature_detected!("bmi2") {
+            // RORX
+            self.vex(3, 3, 0, false, 0xf0, to, Rm::Reg(from));
+        } else {
+            self.mov(to, from);
+            self.modrm(Form::short(0xc1), 5, Rm::Reg(to));
+        }
+        self.bytes(&[count]);
     }
 
     /// LEA of 64 bits.

@@ -18,7 +18,7 @@ use super::vector::{Load, Vectors};
 use super::vector_state::Loaded;
 use crate::core::{Core, DecodeMode, GPR_PAGE, GPR_ZERO, seg};
 use crate::op::{Mem, Op};
-use crate::tlb;
+use crate::tlb::{self, Rights};
 
 /// Host registers of the guest's; the others stay in memory. Those with a place in instructions of their own (RAX, RCX, RDX) and most others
 /// are themselves.
@@ -340,17 +340,25 @@ impl Generator<'_> {
     /// Turns the linear address in the first scratch register into a host address; the jump is taken if the TLB does not know it.
     pub(super) fn look_up(&mut self, size: usize, write: bool) -> Jump {
         let e = &mut self.e;
-        e.mov(host::B, host::A);
-        e.modrm(Form::long(0xc1), 5, Rm::Reg(host::B));
-        e.bytes(&[tlb::INDEX_SHIFT]);
+        e.shifted_right(host::B, host::A, tlb::INDEX_SHIFT);
         e.modrm(Form::short(0x81), 4, Rm::Reg(host::B));
         e.bytes(&tlb::INDEX_MASK.to_le_bytes());
-        e.modrm(Form::long(0x03), host::B, core_field(field::TABLES + usize::from(write) * 8));
-        e.modrm(Form::long(0x33), host::A, Rm::At(host::B));
+        let entry = |offset: i32| {
+            let table = offset_of!(Core, tlb) + tlb::table_offset(Rights::User, write);
+            Rm::Sib(Some(host::CORE), Some(host::B), 0, table as i32 + offset)
+        };
+        let (tag, page) = if matches!(self.place, Place::InPage(_)) {
+            (entry(0), entry(8))
+        } else {
+            // The kernel's rights change with EFLAGS.AC.
+            e.modrm(Form::long(0x03), host::B, core_field(field::TABLES + usize::from(write) * 8));
+            (Rm::At(host::B), Rm::Disp(host::B, 8))
+        };
+        e.modrm(Form::long(0x33), host::A, tag);
         e.modrm(Form::long(0x81), 7, Rm::Reg(host::A));
         e.bytes(&(4096 - size as i32).to_le_bytes());
         let miss = e.jump_if(7);
-        e.modrm(Form::long(0x03), host::A, Rm::Disp(host::B, 8));
+        e.modrm(Form::long(0x03), host::A, page);
         miss
     }
 
