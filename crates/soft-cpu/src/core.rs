@@ -5,6 +5,7 @@ use x86::{CpuState, DescriptorTable, InterruptShadow, Segment, cr0, cr4, efer, r
 use crate::fetch::FetchTlb;
 use crate::flags::LazyFlags;
 use crate::fpu::FpuState;
+use crate::layer::LayerCell;
 use crate::lockstep::StoreLog;
 use crate::mem::CODE_STORE_COUNTERS;
 use crate::platform::Platform;
@@ -197,6 +198,8 @@ pub struct Core {
     pub link: CpuLink,
     /// Counts for `--stats`.
     pub counters: Counters,
+    /// What it is at.
+    pub layer: LayerCell,
     /// Guest-physical page numbers, and how many stores found code there.
     pub code_stores: [(u64, u32); CODE_STORE_COUNTERS],
     /// Translations for instructions.
@@ -247,6 +250,7 @@ impl Core {
             platform,
             link,
             counters: Counters::default(),
+            layer: LayerCell::default(),
             code_stores: [(u64::MAX, 0); CODE_STORE_COUNTERS],
             fetch: FetchTlb::default(),
             jumps: Jumps::default(),

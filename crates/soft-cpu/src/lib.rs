@@ -23,6 +23,7 @@ pub mod fetch;
 pub mod flags;
 pub mod fpu;
 mod integer;
+pub mod layer;
 mod lockstep;
 pub mod mem;
 pub mod mmu;

@@ -4,6 +4,7 @@ use x86::{InterruptShadow, exception, rflags};
 
 use crate::block::{Block, BlockCache};
 use crate::core::{Core, Fault, GPR_PAGE, Outcome, Stop, seg};
+use crate::layer::Layer;
 use crate::lockstep::Lockstep;
 use crate::op::Op;
 use crate::smp::attention;
@@ -85,6 +86,10 @@ pub struct Debugging {
     pub flushes: bool,
     /// The names of translated blocks go to `/tmp/perf-PID.map`, for `perf report`.
     pub perf_map: bool,
+    /// Room for generated code in bytes, where it is to be less than usual: so that it is forgotten often.
+    pub code_cache: Option<usize>,
+    /// Looks into the TLB are counted ([`Counters::accesses`](crate::statistics::Counters::accesses)), which costs a few per cent.
+    pub count_accesses: bool,
 }
 
 impl Cpu {
@@ -103,10 +108,14 @@ impl Cpu {
 
     /// Says what is done to find errors of the translator, which must have been chosen before; nothing is at first.
     pub fn set_debugging(&mut self, debugging: Debugging) {
-        let Debugging { lockstep, slow_paths, short_blocks, flushes, perf_map } = debugging;
+        let Debugging { lockstep, slow_paths, short_blocks, flushes, perf_map, code_cache, count_accesses } = debugging;
         self.lockstep = lockstep.then(|| Box::new(Lockstep::new()));
         self.core.tlb.set_useless(slow_paths);
         self.blocks.set_short(short_blocks);
+        self.blocks.count_accesses(count_accesses);
+        if let Some(size) = code_cache {
+            self.translator = self.translator.take().and_then(|translator| translator.limited_to(size)).map(Box::new);
+        }
         if let Some(translator) = &mut self.translator {
             translator.set_debugging(flushes, perf_map);
         }
@@ -144,7 +153,9 @@ impl Cpu {
         if let Some(lockstep) = &mut self.lockstep {
             lockstep.start(&mut self.core);
         }
+        self.core.layer.set(Layer::Interpreter);
         let exit = self.run_blocks(budget);
+        self.core.layer.set(Layer::Idle);
         if let Some(lockstep) = &mut self.lockstep {
             lockstep.stop(&mut self.core);
         }
@@ -222,6 +233,12 @@ impl Cpu {
                     },
                 }
             }
+            // In lockstep what would have run is only compared with what the look-up of the block finds.
+            let clears = self.blocks.clears();
+            let known = match (&self.lockstep, &self.translator) {
+                (Some(_), Some(translator)) => translator.known_entry(core, clears),
+                _ => None,
+            };
             let stop = match self.blocks.lookup(core) {
                 Err(stop) => stop,
                 Ok(block) => {
@@ -232,7 +249,7 @@ impl Cpu {
                         let budget = limit - core.counters.instructions;
                         let entered = match &mut self.lockstep {
                             None => translator.run(core, block, budget),
-                            Some(lockstep) => lockstep.run(core, block, translator),
+                            Some(lockstep) => lockstep.run(core, block, known, translator),
                         };
                         match entered {
                             Entered::Diverged => return Exit::Diverged,
@@ -247,6 +264,7 @@ impl Cpu {
                     core.shadow = InterruptShadow::None;
                     let trap = core.system_flags & rflags::TF != 0;
                     core.counters.blocks += 1;
+                    core.counters.accesses += u64::from(block.accesses());
                     match core.interpret(block, 0, if trap || shadowed { 1 } else { block.ops.len() }) {
                         Ok(()) => {
                             if trap && core.single_step_trap().is_err() {

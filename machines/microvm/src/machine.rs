@@ -82,7 +82,8 @@ impl Machine {
         match options.accel {
             AccelChoice::Kvm => Self::with_accelerator(options, variant, host, &KvmAccelerator::open()?),
             AccelChoice::Soft | AccelChoice::Auto => {
-                let accelerator = SoftAccelerator { translator: translator(&options), debugging: options.debugging };
+                let Options { debugging, sampling, .. } = options;
+                let accelerator = SoftAccelerator { translator: translator(&options), debugging, sampling };
                 Self::with_accelerator(options, variant, host, &accelerator)
             }
         }

@@ -92,14 +92,25 @@ impl Lockstep {
         self.report.as_deref()
     }
 
-    /// Executes `block`, which is current, in both ways.
-    pub(crate) fn run(&mut self, core: &mut Core, block: &Block, translator: &mut Translator) -> Entered {
+    /// Executes `block`, which is current, in both ways. `known` is the code that the loop would have entered without looking for the block.
+    pub(crate) fn run(
+        &mut self,
+        core: &mut Core,
+        block: &Block,
+        known: Option<u64>,
+        translator: &mut Translator,
+    ) -> Entered {
         let Some(tape) = self.tape.clone() else { return Entered::No };
         // Stores since the last block: an exception's frame.
         core.stores = Some(Box::default());
         let facts = self.facts(block);
         if facts.random {
             return Entered::No;
+        }
+        if let Some(known) = known.filter(|known| !translator.is_code_of(core, block, *known)) {
+            let what = format!("code: the table of jumps has {known:#x}, which is not this block's\n");
+            self.report = Some(report(block, &Snapshot::take(core), &what));
+            return Entered::Diverged;
         }
         let Some(number) = translator.prepare(core, block) else { return Entered::No };
         let live = self.live.entry((block.physical(), block.mode())).or_insert(STATUS);

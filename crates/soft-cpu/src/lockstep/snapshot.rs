@@ -84,6 +84,7 @@ impl Snapshot {
             ram: _,
             platform: _,
             link: _,
+            layer: _,
             counters,
             code_stores,
             fetch: _,

@@ -63,6 +63,16 @@ impl Arena {
         }
     }
 
+    /// Bytes of code that it holds.
+    pub(crate) fn used(&self) -> usize {
+        self.used
+    }
+
+    /// Bytes that it has room for when it is empty.
+    pub(crate) fn size(&self) -> usize {
+        self.size
+    }
+
     /// Bytes that are still free.
     pub(crate) fn room(&self) -> usize {
         self.size - self.used

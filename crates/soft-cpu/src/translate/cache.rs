@@ -16,7 +16,8 @@ use super::perf_map::PerfMap;
 use super::runtime::{self, Stubs};
 use super::state::{from_raw, to_raw};
 use crate::block::{Block, MAX_BLOCK_OPS};
-use crate::core::{Core, DecodeMode, GPR_PAGE, Outcome};
+use crate::core::{Core, DecodeMode, GPR_PAGE, Outcome, Stop};
+use crate::layer::Layer;
 use crate::op::Op;
 use crate::run::Entered;
 use crate::simd::Arena;
@@ -24,6 +25,9 @@ use crate::statistics::TranslatorStatistics;
 
 /// Size of the code arena in bytes; pages are taken as they are filled.
 const ARENA_SIZE: usize = 64 << 20;
+
+/// The smallest arena that is worth having.
+const LEAST_ARENA: usize = 4 * MAX_BLOCK_CODE;
 
 /// No block's code is longer, in bytes: 64 instructions of less than 300 bytes each.
 const MAX_BLOCK_CODE: usize = 32 << 10;
@@ -153,13 +157,19 @@ impl Translator {
 
     /// What was counted.
     pub(crate) fn statistics(&self) -> TranslatorStatistics {
-        self.statistics
+        let (code_bytes, code_room) = (self.arena.used() as u64, self.arena.size() as u64);
+        TranslatorStatistics { code_bytes, code_room, ..self.statistics }
     }
 
     /// See [`Debugging`](crate::run::Debugging).
     pub(crate) fn set_debugging(&mut self, flushes: bool, perf_map: bool) {
         self.flushes = flushes;
         self.perf_map = if perf_map { PerfMap::open() } else { None };
+    }
+
+    /// The same translator with room for so many bytes of code, at least some blocks'. There are no translations yet.
+    pub(crate) fn limited_to(self, size: usize) -> Option<Self> {
+        Self::with_arena(self.threshold, self.precise, size.max(LEAST_ARENA))
     }
 
     /// Forgets every translation.
@@ -223,7 +233,7 @@ impl Translator {
         if std::mem::take(&mut core.native.interpret) {
             return None;
         }
-        if self.flushes && self.statistics.entries.is_multiple_of(ENTRIES_BETWEEN_FLUSHES) {
+        if self.flush_is_due() {
             core.tlb.flush_all();
             self.flush(core);
         }
@@ -235,6 +245,11 @@ impl Translator {
             Some(_) => {}
         }
         number
+    }
+
+    /// Under [`Debugging::flushes`](crate::run::Debugging::flushes): everything is to be forgotten before the next entry.
+    fn flush_is_due(&self) -> bool {
+        self.flushes && self.statistics.entries.is_multiple_of(ENTRIES_BETWEEN_FLUSHES)
     }
 
     /// Status flags, as the decoder names them, that translation `number` or what follows it reads.
@@ -259,30 +274,77 @@ impl Translator {
     /// Half of what leaves generated code goes on so (STI, system calls and their ends), and to find the block first would be seven cache misses.
     #[inline(always)]
     pub(crate) fn run_known(&mut self, core: &mut Core, clears: u32, budget: u64) -> Entered {
-        let settled = !self.flushes && self.cleared == clears && self.overwrites == code_overwrites();
-        if !settled || self.left_by != 0 || core.native.interpret || budget < MAX_BLOCK_OPS as u64 {
+        if self.left_by != 0 || budget < MAX_BLOCK_OPS as u64 {
             return Entered::No;
         }
-        let Some((table, entry)) = core.jumps.find(core.mode, core.rip) else { return Entered::No };
+        let Some((table, entry)) = self.known(core, clears) else { return Entered::No };
         core.native.jump_table = table;
         self.enter(core, entry, budget.min(SLICE) as i32)
     }
 
+    /// The table of jumps for the current mode, and what it has for the current instruction pointer, if that can be trusted now.
+    #[inline(always)]
+    fn known(&self, core: &Core, clears: u32) -> Option<(usize, u64)> {
+        let settled = !self.flush_is_due() && self.cleared == clears && self.overwrites == code_overwrites();
+        if !settled || core.native.interpret {
+            return None;
+        }
+        core.jumps.find(core.mode, core.rip)
+    }
+
+    /// The entry that [`Translator::run_known`] would use now; for lockstep, where the block is always looked up as well.
+    pub(crate) fn known_entry(&self, core: &Core, clears: u32) -> Option<u64> {
+        self.known(core, clears).map(|(_, entry)| entry)
+    }
+
+    /// Whether `entry` is that of a good translation of `block`, which is current. A block that is mapped twice may have several.
+    pub(crate) fn is_code_of(&self, core: &Core, block: &Block, entry: u64) -> bool {
+        let page = self.page_numbers.get(&(block.physical() >> 12));
+        let good = |translation: &Translation| {
+            translation.memory_entry == entry
+                && translation.mode == block.mode()
+                && translation.place == place(core, block.mode())
+                && page.is_some_and(|page| *page == translation.page as usize)
+                && self.pages[translation.page as usize].epoch == translation.epoch
+        };
+        let own = (block.native.translation.get() as usize).checked_sub(1).and_then(|at| self.translations.get(at));
+        own.is_some_and(good) || self.translations.iter().any(good)
+    }
+
     #[inline(always)]
     fn enter(&mut self, core: &mut Core, entry: u64, slice: i32) -> Entered {
+        core.layer.set(Layer::Generated);
         core.gpr[usize::from(GPR_PAGE)] = core.rip & !0xfff;
         core.native.flags = to_raw(&core.flags);
         core.native.slice = slice;
         core.shadow = InterruptShadow::None;
         self.left_by = runtime::enter(&self.stubs, core, entry);
+        core.layer.set(Layer::Interpreter);
         core.flags = from_raw(core.native.flags);
         let executed = i64::from(slice) - i64::from(core.native.slice);
         core.counters.instructions = core.counters.instructions.wrapping_add_signed(executed);
         self.statistics.instructions = self.statistics.instructions.wrapping_add_signed(executed);
         self.statistics.entries += 1;
-        match core.native.stop.take() {
+        let stop = core.native.stop.take();
+        let by_handler = std::mem::take(&mut core.native.handler_left);
+        *self.exit_counter(core, stop, by_handler) += 1;
+        match stop {
             Some(stop) => Entered::Stopped(stop),
             None => Entered::Ran,
+        }
+    }
+
+    /// What counts the exit that was just made.
+    fn exit_counter(&mut self, core: &Core, stop: Option<Stop>, by_handler: bool) -> &mut u64 {
+        let exits = &mut self.statistics.exits;
+        match stop {
+            Some(Stop::Again) => &mut exits.again,
+            Some(Stop::Exception | Stop::Shutdown) => &mut exits.exceptions,
+            None if core.native.interpret => &mut exits.interpreted,
+            None if self.left_by != 0 => &mut exits.jumps,
+            None if !by_handler => &mut exits.slices,
+            None if core.has_attention() => &mut exits.attention,
+            None => &mut exits.changes,
         }
     }
 
@@ -311,6 +373,7 @@ impl Translator {
                 place: place(core, block.mode()),
                 ops: std::slice::from_ref(op),
                 mode: block.mode(),
+                accesses: 0,
             },
             self.arena.next(),
             &self.stubs,
@@ -362,6 +425,13 @@ impl Translator {
     #[cold]
     #[inline(never)]
     fn translate(&mut self, core: &mut Core, block: &Block) -> Option<usize> {
+        let before = core.layer.replace(Layer::Translator);
+        let number = self.add_translation(core, block);
+        core.layer.set(before);
+        number
+    }
+
+    fn add_translation(&mut self, core: &mut Core, block: &Block) -> Option<usize> {
         block.native.heat.set(0);
         let place = place(core, block.mode());
         let page = self.page(core, block.physical(), block.generation())?;
@@ -371,7 +441,8 @@ impl Translator {
             return None;
         }
         let base = self.arena.next();
-        let source = Source { bytes: block.bytes(), place, ops: &block.ops, mode: block.mode() };
+        let (mode, accesses) = (block.mode(), block.accesses());
+        let source = Source { bytes: block.bytes(), place, ops: &block.ops, mode, accesses };
         let generated = generate(&source, base, &self.stubs, self.links.len() as u32, self.precise)?;
         let placed = self.arena.append(&generated.code)?;
         debug_assert_eq!(placed, base);
@@ -419,7 +490,6 @@ impl Translator {
 
     /// Aims the jump that was left by at a block, if that is where it goes.
     fn link(&mut self, left_by: u32, number: usize) {
-        self.statistics.unlinked += 1;
         let Some(link) = self.links.get(left_by as usize - 1) else { return };
         let (from, to) = (&self.translations[link.from as usize], &self.translations[number]);
         let (rip, page) = (to.place.rip(), from.place.rip() & !0xfff);

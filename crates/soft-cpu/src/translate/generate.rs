@@ -18,6 +18,7 @@ use super::vector::{Load, Vectors};
 use super::vector_state::Loaded;
 use crate::core::{Core, DecodeMode, GPR_PAGE, GPR_ZERO, seg};
 use crate::op::{Mem, Op};
+use crate::statistics::Counters;
 use crate::tlb::{self, Rights};
 
 /// Host registers of the guest's; the others stay in memory. Those with a place in instructions of their own (RAX, RCX, RDX) and most others
@@ -55,7 +56,7 @@ pub(super) const fn core_field(offset: usize) -> Rm {
 
 /// Offsets in [`Core`] of what [`NativeState`] holds.
 pub(super) mod field {
-    use super::{NATIVE, NativeState, offset_of};
+    use super::{Core, Counters, NATIVE, NativeState, offset_of};
     pub(crate) const SLICE: usize = NATIVE + offset_of!(NativeState, slice);
     pub(crate) const VECTORS: usize = NATIVE + offset_of!(NativeState, vectors);
     pub(crate) const X87: usize = NATIVE + offset_of!(NativeState, x87);
@@ -67,6 +68,7 @@ pub(super) mod field {
     pub(crate) const HOST_STACK: usize = NATIVE + offset_of!(NativeState, host_stack);
     pub(crate) const CALLER_STACK: usize = NATIVE + offset_of!(NativeState, caller_stack);
     pub(crate) const TABLES: usize = NATIVE + offset_of!(NativeState, tables);
+    pub(crate) const ACCESSES: usize = offset_of!(Core, counters) + offset_of!(Counters, accesses);
     pub(crate) const JUMP_TABLE: usize = NATIVE + offset_of!(NativeState, jump_table);
 }
 
@@ -156,12 +158,14 @@ pub(super) struct Source<'a> {
     pub(super) place: Place,
     pub(super) ops: &'a [Op],
     pub(super) mode: DecodeMode,
+    /// Operands in memory to be counted each time; zero if they are not counted.
+    pub(super) accesses: u32,
 }
 
 /// Generates the block of `source`, to be placed at `base`; `first_link` is the number of its first link.
 /// `precise`: faults see all flags, also those that nothing else will.
 pub(super) fn generate(
-    &Source { bytes, place, ops, mode }: &Source<'_>,
+    &Source { bytes, place, ops, mode, accesses }: &Source<'_>,
     base: u64,
     stubs: &Stubs,
     first_link: u32,
@@ -208,6 +212,10 @@ pub(super) fn generate(
     g.flags = Flags::Memory;
     let memory_entry = g.e.code.len();
     let count = ops.len() as i32;
+    if accesses != 0 {
+        g.e.modrm(Form::long(0x81), 0, core_field(field::ACCESSES));
+        g.e.bytes(&accesses.to_le_bytes());
+    }
     g.e.modrm(Form::short(0x81), 5, core_field(field::SLICE));
     g.e.bytes(&count.to_le_bytes());
     let used_up = g.e.jump_if(8);

@@ -19,6 +19,8 @@ pub struct NativeState {
     pub(crate) x87: bool,
     /// Generated code could not execute what comes next: it is to be interpreted.
     pub(crate) interpret: bool,
+    /// A handler has ended the run of generated code.
+    pub(crate) handler_left: bool,
     /// The status flags as LAHF and SETO give them: AH and AL.
     pub(crate) flags: u16,
     /// Where an indirect call goes, and its code, while the return address is being stored.

@@ -270,6 +270,13 @@ pub(crate) static KEYS: &[Key] = &[
     Key::new("debug.perf-map", "true|false", "name translated blocks in /tmp/perf-PID.map [false]", |s, g, b| {
         put(&mut s.board.debugging.perf_map, g, b)
     }),
+    Key::new("debug.code-cache", "SIZE", "less room for translated code, so that it is forgotten often [64M]", |s, g, b| {
+        s.board.debugging.code_cache = Some(Size::from_given(g, b)?.0.min(1 << 30) as usize);
+        Ok(())
+    }),
+    Key::new("debug.count-accesses", "true|false", "--stats counts TLB hits, which costs some speed [false]", |s, g, b| {
+        put(&mut s.board.debugging.count_accesses, g, b)
+    }),
 ];
 
 /// The key with that path.
