@@ -341,10 +341,11 @@ impl Translator {
             Some(Stop::Again) => &mut exits.again,
             Some(Stop::Exception | Stop::Shutdown) => &mut exits.exceptions,
             None if core.native.interpret => &mut exits.interpreted,
-            None if self.left_by != 0 => &mut exits.jumps,
-            None if !by_handler => &mut exits.slices,
-            None if core.has_attention() => &mut exits.attention,
-            None => &mut exits.changes,
+            None if by_handler && core.has_attention() => &mut exits.attention,
+            None if by_handler => &mut exits.changes,
+            // Not enough was left for another block; a jump to another page that missed just then counts here too.
+            None if self.left_by == 0 && core.native.slice < MAX_BLOCK_OPS as i32 => &mut exits.slices,
+            None => &mut exits.jumps,
         }
     }
 
