@@ -86,7 +86,13 @@ fn index(linear: u64) -> usize {
 impl Tlb {
     /// An empty TLB.
     pub fn new() -> Self {
-        Self { tables: [[empty_table(); 2]; RIGHTS], journal: Vec::with_capacity(JOURNAL), journal_overflow: false, large: [None; 2], useless: false }
+        Self {
+            tables: [[empty_table(); 2]; RIGHTS],
+            journal: Vec::with_capacity(JOURNAL),
+            journal_overflow: false,
+            large: [None; 2],
+            useless: false,
+        }
     }
 
     /// Enters nothing from now on, or everything again: so that the paths of misses are tested.

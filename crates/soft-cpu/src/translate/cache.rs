@@ -12,6 +12,7 @@ use tracing::{debug, error};
 use x86::InterruptShadow;
 
 use super::generate::{Place, Source, generate};
+use super::gs_base;
 use super::perf_map::PerfMap;
 use super::runtime::{self, Stubs};
 use super::state::{from_raw, to_raw};
@@ -149,6 +150,10 @@ impl Translator {
 
     /// The same with an arena of `size` bytes.
     pub(super) fn with_arena(threshold: u32, precise: bool, size: usize) -> Option<Self> {
+        if !gs_base::is_available() {
+            error!("this system lets no program set the base of GS: blocks are interpreted");
+            return None;
+        }
         let mut arena = match Arena::with_size(c"vmm-translations", size) {
             Ok(arena) => arena,
             Err(error) => {

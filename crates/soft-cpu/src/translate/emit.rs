@@ -16,8 +16,6 @@ pub(super) mod host {
     pub(crate) const A: u8 = 10;
     /// Second scratch register.
     pub(crate) const B: u8 = 11;
-    /// The [`Core`](crate::core::Core).
-    pub(crate) const CORE: u8 = 15;
 }
 
 /// Operand `rm` of an instruction.
@@ -31,6 +29,10 @@ pub(super) enum Rm {
     Disp(u8, i32),
     /// Memory at base + (index << shift) + displacement; `None` for no base or index.
     Sib(Option<u8>, Option<u8>, u8, i32),
+    /// The [`Core`](crate::core::Core), where GS begins, plus a displacement.
+    Core(i32),
+    /// Likewise, plus a register.
+    CoreAt(u8, i32),
 }
 
 /// An instruction with a ModRM byte.
@@ -91,6 +93,7 @@ impl Emitter {
     /// An instruction with ModRM; immediates follow by [`Emitter::bytes`].
     pub(super) fn modrm(&mut self, form: Form, reg: u8, rm: Rm) {
         let (x, b) = Self::extensions(rm);
+        self.segment(rm);
         if form.lock {
             self.code.push(0xf0);
         }
@@ -113,6 +116,7 @@ impl Emitter {
     #[expect(clippy::too_many_arguments, reason = "the fields of one prefix")]
     pub(super) fn vex(&mut self, map: u8, prefix: u8, second: u8, wide: bool, opcode: u8, reg: u8, rm: Rm) {
         let (x, b) = Self::extensions(rm);
+        self.segment(rm);
         self.bytes(&[
             0xc4,
             (!reg >> 3 & 1) << 7 | (x ^ 1) << 6 | (b ^ 1) << 5 | map,
@@ -122,11 +126,19 @@ impl Emitter {
         self.operand(reg, rm);
     }
 
+    /// The segment prefix, if the operand has one.
+    fn segment(&mut self, rm: Rm) {
+        if matches!(rm, Rm::Core(_) | Rm::CoreAt(..)) {
+            self.code.push(0x65);
+        }
+    }
+
     /// The fourth bits of index and base.
     fn extensions(rm: Rm) -> (u8, u8) {
         match rm {
-            Rm::Reg(r) | Rm::At(r) | Rm::Disp(r, _) => (0, r >> 3),
+            Rm::Reg(r) | Rm::At(r) | Rm::Disp(r, _) | Rm::CoreAt(r, _) => (0, r >> 3),
             Rm::Sib(base, index, ..) => (index.unwrap_or(0) >> 3, base.unwrap_or(0) >> 3),
+            Rm::Core(_) => (0, 0),
         }
     }
 
@@ -135,7 +147,8 @@ impl Emitter {
         match rm {
             Rm::Reg(r) => self.code.push(0xc0 | reg | r & 7),
             Rm::At(r) => self.memory(reg, Some(r), None, 0, 0),
-            Rm::Disp(r, disp) => self.memory(reg, Some(r), None, 0, disp),
+            Rm::Disp(r, disp) | Rm::CoreAt(r, disp) => self.memory(reg, Some(r), None, 0, disp),
+            Rm::Core(disp) => self.memory(reg, None, None, 0, disp),
             Rm::Sib(base, index, shift, disp) => self.memory(reg, base, index, shift, disp),
         }
     }

@@ -38,7 +38,7 @@ pub(super) const PINNED: [Option<u8>; 16] = [
     Some(12),
     Some(13),
     Some(14),
-    None,
+    Some(15),
 ];
 
 /// The guest's and the host's number of each pinned register.
@@ -50,7 +50,7 @@ const NATIVE: usize = offset_of!(Core, native);
 
 /// A field of [`Core`].
 pub(super) const fn core_field(offset: usize) -> Rm {
-    Rm::Disp(host::CORE, offset as i32)
+    Rm::Core(offset as i32)
 }
 
 /// Offsets in [`Core`] of what [`NativeState`] holds.
@@ -66,6 +66,7 @@ pub(super) mod field {
     pub(crate) const TARGET_CODE: usize = NATIVE + offset_of!(NativeState, target_code);
     pub(crate) const HOST_STACK: usize = NATIVE + offset_of!(NativeState, host_stack);
     pub(crate) const CALLER_STACK: usize = NATIVE + offset_of!(NativeState, caller_stack);
+    pub(crate) const CORE: usize = NATIVE + offset_of!(NativeState, core);
     pub(crate) const TABLES: usize = NATIVE + offset_of!(NativeState, tables);
     pub(crate) const JUMP_TABLE: usize = NATIVE + offset_of!(NativeState, jump_table);
 }
@@ -345,7 +346,7 @@ impl Generator<'_> {
         e.bytes(&tlb::INDEX_MASK.to_le_bytes());
         let entry = |offset: i32| {
             let table = offset_of!(Core, tlb) + tlb::table_offset(Rights::User, write);
-            Rm::Sib(Some(host::CORE), Some(host::B), 0, table as i32 + offset)
+            Rm::CoreAt(host::B, table as i32 + offset)
         };
         let (tag, page) = if matches!(self.place, Place::InPage(_)) {
             (entry(0), entry(8))

@@ -18,6 +18,7 @@ mod classify;
 mod emit;
 mod flow;
 mod generate;
+mod gs_base;
 mod jumps;
 mod parse;
 mod perf_map;

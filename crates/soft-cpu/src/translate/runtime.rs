@@ -2,12 +2,11 @@
 
 #![expect(unsafe_code, reason = "calls generated code and is called by it")]
 
-use std::mem::offset_of;
-
 use x86::InterruptShadow;
 
 use super::emit::{Emitter, Form, Rm, host};
 use super::generate::{core_field, field, pinned, save_flags, slot};
+use super::gs_base;
 use super::state::{from_raw, to_raw};
 use super::vector_state;
 use crate::core::{Core, DecodeMode, GPR_PAGE};
@@ -93,7 +92,7 @@ pub(super) fn stubs(base: u64) -> (Vec<u8>, Stubs) {
     }
     // Six registers and the return address: eight more bytes make 16.
     e.lea(host::RSP, Rm::Disp(host::RSP, -8));
-    e.mov(host::CORE, RDI);
+    e.store(core_field(field::CORE), RDI);
     e.mov(host::B, RSI);
     e.store(core_field(field::HOST_STACK), host::RSP);
     e.constant(host::A, nothing_pushed);
@@ -129,7 +128,7 @@ pub(super) fn stubs(base: u64) -> (Vec<u8>, Stubs) {
     // AND: as the calling convention wants it.
     e.modrm(Form::long(0x83), 4, Rm::Reg(host::RSP));
     e.bytes(&[0xf0]);
-    e.mov(RDI, host::CORE);
+    e.load(RDI, core_field(field::CORE));
     e.mov(RSI, host::A);
     e.mov(RDX, host::B);
     e.constant(host::RAX, execute as *const () as u64);
@@ -149,7 +148,7 @@ pub(super) fn stubs(base: u64) -> (Vec<u8>, Stubs) {
 
 /// Runs generated code at `code` and returns the number of the link it left by, zero for none.
 pub(super) fn enter(stubs: &Stubs, core: &mut Core, code: u64) -> u32 {
-    const { assert!(offset_of!(Core, gpr) == 0) };
+    gs_base::point_to(core);
     // SAFETY: `stubs.enter` is code of this type and `code` an entry that was generated for it; both lie in the arena, which is not cleared while they
     // run. They touch the core, and guest RAM through its TLB.
     unsafe {

@@ -23,6 +23,8 @@ pub struct NativeState {
     /// Where an indirect call goes, and its code, while the return address is being stored.
     pub(crate) target: u64,
     pub(crate) target_code: u64,
+    /// The core's address.
+    pub(crate) core: usize,
     /// The host's stack pointer when generated code was entered.
     pub(crate) host_stack: u64,
     /// And where it called a handler.
