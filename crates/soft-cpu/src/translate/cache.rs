@@ -11,7 +11,7 @@ use guest_memory::{CodePages, code_overwrites};
 use tracing::{debug, error};
 use x86::InterruptShadow;
 
-use super::generate::{Place, Source, generate};
+use super::generate::{Generated, Place, Source, generate};
 use super::gs_base;
 use super::perf_map::PerfMap;
 use super::runtime::{self, Stubs};
@@ -19,12 +19,12 @@ use super::state::{from_raw, to_raw};
 use crate::block::{Block, MAX_BLOCK_OPS};
 use crate::core::{Core, DecodeMode, GPR_PAGE, Outcome, Stop};
 use crate::op::Op;
-use crate::simd::Arena;
+use crate::simd::{Arena, Part};
 
 /// Size of the code arena in bytes; pages are taken as they are filled.
 const ARENA_SIZE: usize = 64 << 20;
 
-/// No block's code is longer, in bytes: 64 instructions of less than 300 bytes each.
+/// No block's code is longer in either part of the arena, in bytes: 64 instructions of less than 300 bytes each.
 const MAX_BLOCK_CODE: usize = 32 << 10;
 
 /// Most instructions that generated code runs before it looks at what waits: a few microseconds.
@@ -154,7 +154,7 @@ impl Translator {
             error!("this system lets no program set the base of GS: blocks are interpreted");
             return None;
         }
-        let mut arena = match Arena::with_size(c"vmm-translations", size) {
+        let mut arena = match Arena::with_size(c"vmm-translations", size, size / 5 * 2) {
             Ok(arena) => arena,
             Err(error) => {
                 error!(%error, "no memory for generated code: blocks are interpreted");
@@ -327,7 +327,7 @@ impl Translator {
         if !block.mode().has(DecodeMode::CODE64) || block.crosses_pages() {
             return None;
         }
-        if self.arena.room() < MAX_BLOCK_CODE {
+        if self.is_nearly_full() {
             self.flush(core);
         }
         let generated = generate(
@@ -337,12 +337,13 @@ impl Translator {
                 ops: std::slice::from_ref(op),
                 mode: block.mode(),
             },
-            self.arena.next(),
+            self.arena.next(Part::Hot),
+            self.arena.next(Part::Cold),
             &self.stubs,
             self.links.len() as u32,
             self.precise,
         )?;
-        let base = self.arena.append(&generated.code)?;
+        let base = self.place(&generated)?;
         // Nothing of this may be found again.
         core.jumps.clear();
         core.native.jump_table = core.jumps.table(block.mode());
@@ -391,22 +392,23 @@ impl Translator {
         let place = place(core, block.mode());
         let page = self.page(core, block.physical(), block.generation())?;
         let epoch = self.pages[page].epoch;
-        if self.arena.room() < MAX_BLOCK_CODE {
+        if self.is_nearly_full() {
             self.flush(core);
             return None;
         }
-        let base = self.arena.next();
+        let (base, cold) = (self.arena.next(Part::Hot), self.arena.next(Part::Cold));
         let source = Source { bytes: block.bytes(), place, ops: &block.ops, mode: block.mode() };
-        let generated = generate(&source, base, &self.stubs, self.links.len() as u32, self.precise)?;
-        let placed = self.arena.append(&generated.code)?;
+        let generated = generate(&source, base, cold, &self.stubs, self.links.len() as u32, self.precise)?;
+        let placed = self.place(&generated)?;
         debug_assert_eq!(placed, base);
         if let Some(map) = &mut self.perf_map {
-            map.name(base, generated.code.len(), core.rip, block.mode());
+            map.name(base, generated.hot.len(), core.rip, block.mode());
+            map.name(cold, generated.cold.len(), core.rip, block.mode());
         }
         let known = self.translations.len();
         for link in &generated.links {
             self.links.push(Link {
-                at: (base - self.stubs.enter) as u32 + link.at as u32,
+                at: (link.at - self.stubs.enter) as u32,
                 from: known as u32,
                 target: (link.target & 0xfff) as u16,
                 host_flags: link.host_flags,
@@ -425,6 +427,17 @@ impl Translator {
         block.native.epoch.set(epoch);
         self.statistics.translated += 1;
         Some(known)
+    }
+
+    /// A block might not fit any more.
+    fn is_nearly_full(&self) -> bool {
+        [Part::Hot, Part::Cold].into_iter().any(|part| self.arena.room(part) < MAX_BLOCK_CODE)
+    }
+
+    /// Puts finished code where it was generated for, and returns the address of the hot part.
+    fn place(&mut self, generated: &Generated) -> Option<u64> {
+        self.arena.append(Part::Cold, &generated.cold)?;
+        self.arena.append(Part::Hot, &generated.hot)
     }
 
     /// The record of a page; `None` if it has changed since the block was looked up.
@@ -466,7 +479,7 @@ fn place(core: &Core, mode: DecodeMode) -> Place {
 }
 
 fn place_stubs(arena: &mut Arena) -> Option<Stubs> {
-    let (code, stubs) = runtime::stubs(arena.next());
-    arena.append(&code)?;
+    let (code, stubs) = runtime::stubs(arena.next(Part::Hot));
+    arena.append(Part::Hot, &code)?;
     Some(stubs)
 }

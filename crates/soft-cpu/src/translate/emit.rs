@@ -68,21 +68,42 @@ impl Form {
 #[derive(Clone, Copy)]
 pub(super) struct Jump(pub(super) usize);
 
-/// Code that will run at `base`.
+/// Code that will run at `base`, and from some point on elsewhere.
 pub(super) struct Emitter {
     pub(super) code: Vec<u8>,
     base: u64,
+    /// Where the code begins that is out of the way, and its address.
+    cold: Option<(usize, u64)>,
 }
 
 impl Emitter {
     /// Nothing yet, to run at `base`.
     pub(super) fn new(base: u64) -> Self {
-        Self { code: Vec::with_capacity(1024), base }
+        Self { code: Vec::with_capacity(1024), base, cold: None }
+    }
+
+    /// What is emitted from here on will run at `base`. What was emitted before cannot run into it.
+    pub(super) fn go_cold(&mut self, base: u64) {
+        self.cold = Some((self.code.len(), base));
+    }
+
+    /// The hot and the cold code.
+    pub(super) fn into_parts(mut self) -> (Vec<u8>, Vec<u8>) {
+        let cold = self.cold.map(|(from, _)| self.code.split_off(from)).unwrap_or_default();
+        (self.code, cold)
+    }
+
+    /// The address of the position `at`.
+    pub(super) fn address(&self, at: usize) -> u64 {
+        match self.cold {
+            Some((from, base)) if at >= from => base + (at - from) as u64,
+            _ => self.base + at as u64,
+        }
     }
 
     /// The address of what is emitted next.
     pub(super) fn here(&self) -> u64 {
-        self.base + self.code.len() as u64
+        self.address(self.code.len())
     }
 
     /// Bytes as they are.
@@ -277,7 +298,7 @@ impl Emitter {
 
     /// Aims `jump` at the position `at` of this code.
     pub(super) fn aim(&mut self, jump: Jump, at: usize) {
-        let displacement = at as i64 - (jump.0 as i64 + 4);
+        let displacement = self.address(at).wrapping_sub(self.address(jump.0) + 4);
         self.code[jump.0..jump.0 + 4].copy_from_slice(&(displacement as i32).to_le_bytes());
     }
 }

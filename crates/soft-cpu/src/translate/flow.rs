@@ -27,6 +27,14 @@ pub(super) struct PendingLink {
     pub(super) host_flags: bool,
 }
 
+/// The same in finished code.
+pub(super) struct Link {
+    /// Address of the displacement.
+    pub(super) at: u64,
+    pub(super) target: u64,
+    pub(super) host_flags: bool,
+}
+
 /// A jump to another page.
 pub(super) struct Far {
     pub(super) jump: Jump,

@@ -9,7 +9,7 @@ use iced_x86::{Decoder, DecoderOptions};
 
 use super::classify::{ALL, Classified, Template, classify};
 use super::emit::{Emitter, Form, Jump, Rm, host};
-use super::flow::{Far, PendingLink, Return};
+use super::flow::{Far, Link, PendingLink, Return};
 use super::parse::{NOT, Operands, Parts};
 use super::reuse::{self, Access, Retry, Role};
 use super::runtime::{Site, Stubs};
@@ -117,10 +117,11 @@ pub(super) struct Slow {
 
 /// A block in host code.
 pub(super) struct Generated {
-    pub(super) code: Vec<u8>,
+    pub(super) hot: Vec<u8>,
+    pub(super) cold: Vec<u8>,
     /// Offset of the entry with flags in memory; the other is at zero.
     pub(super) memory_entry: usize,
-    pub(super) links: Vec<PendingLink>,
+    pub(super) links: Vec<Link>,
     /// Flags that it or what follows it reads.
     pub(super) live: u32,
 }
@@ -159,11 +160,12 @@ pub(super) struct Source<'a> {
     pub(super) mode: DecodeMode,
 }
 
-/// Generates the block of `source`, to be placed at `base`; `first_link` is the number of its first link.
+/// Generates the block of `source`, to be placed at the addresses `base` and `cold_base`; `first_link` is the number of its first link.
 /// `precise`: faults see all flags, also those that nothing else will.
 pub(super) fn generate(
     &Source { bytes, place, ops, mode }: &Source<'_>,
     base: u64,
+    cold_base: u64,
     stubs: &Stubs,
     first_link: u32,
     precise: bool,
@@ -223,8 +225,13 @@ pub(super) fn generate(
         let next = rip.wrapping_add(bytes_used(ops) as u64);
         g.go_to(next);
     }
+    g.e.go_cold(cold_base);
     g.out_of_line(used_up, count, first_link);
-    Some(Generated { code: g.e.code, memory_entry, links: g.links, live })
+    let address =
+        |link: &PendingLink| Link { at: g.e.address(link.at), target: link.target, host_flags: link.host_flags };
+    let links = g.links.iter().map(address).collect();
+    let (hot, cold) = g.e.into_parts();
+    Some(Generated { hot, cold, memory_entry, links, live })
 }
 
 fn bytes_used(ops: &[Op]) -> usize {
