@@ -29,6 +29,9 @@ mod runtime;
 mod state;
 #[cfg(test)]
 mod tests;
+mod trace;
+#[cfg(test)]
+mod trace_tests;
 mod vector;
 mod vector_state;
 #[cfg(test)]

@@ -15,7 +15,8 @@ use crate::op::Op;
 /// An instruction that its handler executes: what generated code hands over in its scratch registers.
 #[derive(Clone, Copy)]
 pub(super) struct Site {
-    /// The address of the [`Op`], which the block keeps for as long as the code can run, and [`Site::CHAINS`].
+    /// The address of the [`Op`], which the block keeps for as long as the code can run, and [`Site::CHAINS`]. Above it, in bits that no address of a program has, how
+    /// many instructions of further blocks come behind the operation's own.
     pub(super) op: u64,
     /// Its instruction pointer, in user code its offset in the page.
     pub(super) rip: u64,
@@ -25,9 +26,14 @@ impl Site {
     /// If it is the last of its block, generated code goes on from it nevertheless.
     const CHAINS: u64 = 1;
 
-    pub(super) fn new(op: &Op, rip: u64, chains: bool) -> Self {
+    /// Where the number of further instructions stands.
+    const REST: u32 = 48;
+
+    pub(super) fn new(op: &Op, rip: u64, chains: bool, rest: usize) -> Self {
         const { assert!(align_of::<Op>() > Self::CHAINS as usize) };
-        Self { op: &raw const *op as u64 | if chains { Self::CHAINS } else { 0 }, rip }
+        let address = &raw const *op as u64;
+        debug_assert_eq!(address >> Self::REST, 0);
+        Self { op: address | if chains { Self::CHAINS } else { 0 } | (rest as u64) << Self::REST, rip }
     }
 }
 
@@ -160,9 +166,11 @@ pub(super) fn enter(stubs: &Stubs, core: &mut Core, code: u64) -> u32 {
 /// Executes one instruction by its handler. Zero if generated code may go on after it.
 extern "sysv64" fn execute(core: *mut Core, site: u64, rip: u64) -> u32 {
     let chains = site & Site::CHAINS != 0;
+    let rest = (site >> Site::REST) as i32;
+    let address = site & ((1 << Site::REST) - 1) & !Site::CHAINS;
     // SAFETY: generated code passes the core that it was entered with, whose only user it is, and an operation that its block keeps: a block goes only when
     // its bytes have changed, and then its code is not entered again, or with all others, and then all code goes first.
-    let (core, op) = unsafe { (&mut *core, &*((site & !Site::CHAINS) as *const Op)) };
+    let (core, op) = unsafe { (&mut *core, &*(address as *const Op)) };
     core.flags = from_raw(core.native.flags);
     let page = &mut core.gpr[usize::from(GPR_PAGE)];
     let rip = if core.mode.has(DecodeMode::USER) {
@@ -184,14 +192,14 @@ extern "sysv64" fn execute(core: *mut Core, site: u64, rip: u64) -> u32 {
             if quiet && (op.left > 1 || chains) {
                 return 0;
             }
-            core.native.slice += i32::from(op.left) - 1;
+            core.native.slice += i32::from(op.left) - 1 + rest;
             1
         }
         Err(stop) => {
             core.attribute_fault(op);
             core.native.stop = Some(stop);
             core.rip = rip;
-            core.native.slice += i32::from(op.left);
+            core.native.slice += i32::from(op.left) + rest;
             1
         }
     }

@@ -12,6 +12,8 @@ use crate::flags::LazyFlags;
 pub struct NativeState {
     /// Instructions until it returns; below zero it does.
     pub(crate) slice: i32,
+    /// What a trace that was left early has not used of the slice, if it was not to go on with it.
+    pub(crate) unused: i32,
     /// The guest's vector registers and MXCSR are in the host's; never while Rust runs.
     pub(crate) vectors: bool,
     /// And so are the x87 registers; never without the vector registers.
