@@ -72,7 +72,14 @@ pub struct Block {
     /// The translator's.
     pub(crate) native: NativeBlock,
     source: Source,
-    second: Option<Box<Source>>,
+    second: Option<Box<Second>>,
+}
+
+/// The second page's share of an instruction across two pages.
+struct Second {
+    source: Source,
+    /// The whole instruction.
+    bytes: Box<[u8]>,
 }
 
 /// One CPU's decoded blocks.
@@ -221,7 +228,7 @@ impl BlockCache {
     fn crosses_into_its_page(&mut self, core: &mut Core, slot: usize, linear: u64) -> Outcome<bool> {
         let next = core.fetch_page(next_page(core, linear))?.physical();
         let second = self.table[slot].as_ref().and_then(|block| block.second.as_ref());
-        Ok(second.is_some_and(|second| second.physical == next))
+        Ok(second.is_some_and(|second| second.source.physical == next))
     }
 
     #[cold]
@@ -362,9 +369,9 @@ impl Block {
         rip.wrapping_add(u64::from(self.len)) & self.key.mode.ip_mask()
     }
 
-    /// It is one instruction across two pages.
-    pub(crate) fn crosses_pages(&self) -> bool {
-        self.crosses
+    /// The second page of an instruction across two pages: guest-physical address, and the generation at which its bytes were last seen.
+    pub(crate) fn second_page(&self) -> Option<(u64, u32)> {
+        self.second.as_ref().map(|second| (second.source.physical, second.source.generation))
     }
 
     /// Guest-physical address.
@@ -377,13 +384,13 @@ impl Block {
         self.source.generation
     }
 
-    /// Its bytes on the first page.
+    /// Its bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
-        &self.source.bytes
+        self.second.as_ref().map_or(&self.source.bytes, |second| &second.bytes)
     }
 
     fn revalidate(&mut self, core: &mut Core) -> bool {
-        self.source.revalidate(core) && self.second.as_mut().is_none_or(|second| second.revalidate(core))
+        self.source.revalidate(core) && self.second.as_mut().is_none_or(|second| second.source.revalidate(core))
     }
 
     fn decode(core: &mut Core, key: Key, linear: u64, longest: usize, thunks: &mut ThunkCache) -> Outcome<Self> {
@@ -431,6 +438,8 @@ impl Block {
         let mut bytes = source.bytes.to_vec();
         bytes.extend_from_slice(&second.bytes);
         let (ops, used) = decode::decode_one(&bytes, key.decoder_ip(), key.mode, thunks);
+        bytes.truncate(used);
+        let second = Second { source: second, bytes: bytes.into() };
         Ok(Self {
             key,
             ops,

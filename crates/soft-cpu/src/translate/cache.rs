@@ -84,6 +84,8 @@ struct Translation {
     memory_entry: u64,
     page: u32,
     epoch: u64,
+    /// The other page, and its epoch, of an instruction across two pages.
+    second: Option<(u32, u64)>,
     place: Place,
     mode: DecodeMode,
     /// See [`Translator::live`].
@@ -261,7 +263,7 @@ impl Translator {
     /// The number of `block`'s translation, if it is translated or hot enough to be.
     #[inline(always)]
     pub(crate) fn prepare(&mut self, core: &mut Core, blocks: &BlockCache, block: &Block) -> Option<usize> {
-        if !block.mode().has(DecodeMode::CODE64) || block.crosses_pages() {
+        if !block.mode().has(DecodeMode::CODE64) {
             self.left_by = 0;
             return None;
         }
@@ -305,7 +307,15 @@ impl Translator {
     #[inline(always)]
     pub(crate) fn run_translation(&mut self, core: &mut Core, block: &Block, number: usize, slice: i32) -> Entered {
         let entry = self.translations[number].memory_entry;
-        core.native.jump_table = match core.fetch.lookup(core.rip, core.cpl == 3) {
+        let user = core.cpl == 3;
+        let page = match (core.fetch.lookup(core.rip, user), block.second_page()) {
+            (Some(page), None) => Some(page),
+            (Some(page), Some(_)) => {
+                core.fetch.lookup(core.rip.wrapping_add(4096), user).map(|second| page.and(second))
+            }
+            (None, _) => None,
+        };
+        core.native.jump_table = match page {
             Some(page) => core.jumps.insert(block.mode(), core.rip, entry, page),
             None => core.jumps.table(block.mode()),
         };
@@ -359,7 +369,7 @@ impl Translator {
         let (op, bytes) = (block.ops.first()?, block.bytes());
         // All of its block, and there until the code is left.
         let op = &Op { left: 1, ..*op };
-        if !block.mode().has(DecodeMode::CODE64) || block.crosses_pages() {
+        if !block.mode().has(DecodeMode::CODE64) {
             return None;
         }
         if self.is_nearly_full() {
@@ -392,6 +402,13 @@ impl Translator {
         Some(core.native.stop.take().map_or(Ok(()), Err))
     }
 
+    /// The code of its pages is what it was.
+    #[inline(always)]
+    fn is_of_its_epoch(&self, translation: &Translation) -> bool {
+        let is_of = |page: u32, epoch: u64| self.pages[page as usize].epoch == epoch;
+        is_of(translation.page, translation.epoch) && translation.second.is_none_or(|(page, epoch)| is_of(page, epoch))
+    }
+
     #[inline(always)]
     fn translation(&mut self, core: &mut Core, blocks: &BlockCache, block: &Block) -> Option<usize> {
         let native = &block.native;
@@ -400,7 +417,7 @@ impl Translator {
             let at = number as usize - 1;
             if let Some(translation) = self.translations.get(at)
                 && translation.epoch == native.epoch.get()
-                && self.pages[translation.page as usize].epoch == translation.epoch
+                && self.is_of_its_epoch(translation)
             {
                 if translation.place == place(core, block.mode()) {
                     return Some(at);
@@ -426,6 +443,13 @@ impl Translator {
         let place = place(core, block.mode());
         let page = self.page(core, block.physical(), block.generation())?;
         let epoch = self.pages[page].epoch;
+        let second = match block.second_page() {
+            Some((physical, generation)) => {
+                let page = self.page(core, physical, generation)?;
+                Some((page as u32, self.pages[page].epoch))
+            }
+            None => None,
+        };
         if self.is_nearly_full() {
             self.flush(core);
             return None;
@@ -454,6 +478,7 @@ impl Translator {
             memory_entry: base + generated.memory_entry as u64,
             page: page as u32,
             epoch,
+            second,
             place,
             live: generated.live,
             mode: block.mode(),
@@ -500,7 +525,8 @@ impl Translator {
         let (from, to) = (&self.translations[link.from as usize], &self.translations[number]);
         let (rip, page) = (to.place.rip(), from.place.rip() & !0xfff);
         let same_page = from.page == to.page && from.epoch == to.epoch && from.mode == to.mode;
-        if !same_page || rip != page | u64::from(link.target) {
+        // A link would not see where the second page is mapped.
+        if !same_page || to.second.is_some() || rip != page | u64::from(link.target) {
             return;
         }
         let entry = if link.host_flags { to.host_entry } else { to.memory_entry };

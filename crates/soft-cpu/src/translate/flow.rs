@@ -12,6 +12,7 @@ use std::mem::offset_of;
 use super::emit::{Form, Jump, Rm, host};
 use super::generate::{Flags, Generator, Place, core_field, field, slot};
 use super::reuse::Access;
+use crate::block::MAX_INSTRUCTION_LEN;
 use crate::core::{Core, GPR_PAGE};
 use crate::op::Op;
 
@@ -66,8 +67,10 @@ impl Generator<'_> {
         self.place.rip().wrapping_add(u64::from(op.offset) + u64::from(op.len))
     }
 
-    fn same_page(&self, target: u64) -> bool {
-        target >> 12 == self.place.rip() >> 12
+    /// Whether a link may go to `target`. At the very end of the page may be an instruction that goes on in the next, wherever that is mapped.
+    fn may_link(&self, target: u64) -> bool {
+        const LAST: u64 = 4096 - MAX_INSTRUCTION_LEN as u64;
+        target >> 12 == self.place.rip() >> 12 && target & 0xfff <= LAST
     }
 
     /// Jumps to `target` if `condition` holds, otherwise to what follows `op`.
@@ -106,7 +109,7 @@ impl Generator<'_> {
 
     /// Sends `jump` to `target`.
     fn aim_at(&mut self, jump: Jump, target: u64, host_flags: bool) {
-        if self.same_page(target) {
+        if self.may_link(target) {
             self.links.push(PendingLink { at: jump.0, target, host_flags });
         } else {
             self.far.push(Far { jump, target, host_flags });
@@ -115,7 +118,7 @@ impl Generator<'_> {
 
     /// Goes on at `target`.
     pub(super) fn go_to(&mut self, target: u64) {
-        if self.same_page(target) {
+        if self.may_link(target) {
             let jump = self.e.jump();
             self.aim_at(jump, target, self.flags != Flags::Memory);
         } else {
