@@ -5,11 +5,13 @@
 //! text thousands of times, and most blocks of a patched page survive.
 
 use guest_memory::code_overwrites;
+use iced_x86::{Decoder, DecoderOptions, InstructionInfoFactory, InstructionInfoOptions, OpAccess};
 use x86::exception;
 
 use crate::core::{Core, DecodeMode, Outcome};
 use crate::decode;
 use crate::fetch::FetchPage;
+use crate::layer::Layer;
 use crate::mmu::Access;
 use crate::op::Op;
 use crate::simd::ThunkCache;
@@ -69,6 +71,8 @@ pub struct Block {
     crosses: bool,
     /// Executions by the interpreter, at most 255, when blocks were last swept out.
     heat: u8,
+    /// Operands in memory, if they are counted.
+    accesses: u8,
     /// The translator's.
     pub(crate) native: NativeBlock,
     source: Source,
@@ -94,9 +98,12 @@ pub struct BlockCache {
     swept: usize,
     /// How often everything was forgotten.
     clears: u32,
+    /// Blocks that were forgotten.
+    forgotten: u64,
     thunks: ThunkCache,
     /// Most instructions in a block.
     longest: usize,
+    counts_accesses: bool,
 }
 
 impl Default for BlockCache {
@@ -138,8 +145,10 @@ impl BlockCache {
             ops: 0,
             swept: 0,
             clears: 0,
+            forgotten: 0,
             thunks: ThunkCache::new(),
             longest: MAX_BLOCK_OPS,
+            counts_accesses: false,
         }
     }
 
@@ -148,15 +157,27 @@ impl BlockCache {
         self.clears
     }
 
+    /// How many blocks have been forgotten to make room.
+    pub fn forgotten(&self) -> u64 {
+        self.forgotten
+    }
+
     /// Makes blocks of one instruction from now on, or of many again.
     pub(crate) fn set_short(&mut self, short: bool) {
         self.longest = if short { 1 } else { MAX_BLOCK_OPS };
         self.clear();
     }
 
+    /// Says whether operands in memory are counted from now on.
+    pub(crate) fn count_accesses(&mut self, counted: bool) {
+        self.counts_accesses = counted;
+        self.clear();
+    }
+
     /// Forgets every block (they are still valid: this is for tests, and when the cache is full).
     pub fn clear(&mut self) {
         self.table.fill_with(|| None);
+        self.forgotten += self.blocks as u64;
         (self.blocks, self.ops, self.swept) = (0, 0, 0);
         self.clears += 1;
         self.thunks.clear();
@@ -250,8 +271,14 @@ impl BlockCache {
         if self.ops > self.swept + OPS_BETWEEN_SWEEPS {
             self.sweep();
         }
-        let mut block = Block::decode(core, key, linear, self.longest, &mut self.thunks)?;
+        let before = core.layer.replace(Layer::Decoder);
+        let decoded = Block::decode(core, key, linear, self.longest, &mut self.thunks);
+        core.layer.set(before);
+        let mut block = decoded?;
         block.native.set_generation(self.clears);
+        if self.counts_accesses {
+            block.count_accesses();
+        }
         if self.blocks >= self.table.len() / 2 {
             self.rehash(self.table.len() * 2);
         }
@@ -281,6 +308,7 @@ impl BlockCache {
                     block.heat = heat;
                 } else {
                     self.blocks -= 1;
+                    self.forgotten += 1;
                     self.ops -= block.ops.len();
                     *slot = None;
                 }
@@ -369,6 +397,28 @@ impl Block {
         rip.wrapping_add(u64::from(self.len)) & self.key.mode.ip_mask()
     }
 
+    /// Operands in memory of all its instructions, if they are counted. A repeated string instruction has as many as one that is not repeated.
+    #[inline(always)]
+    pub(crate) fn accesses(&self) -> u32 {
+        self.accesses.into()
+    }
+
+    fn count_accesses(&mut self) {
+        let mut factory = InstructionInfoFactory::new();
+        let decoder =
+            Decoder::with_ip(self.key.mode.bitness(), self.bytes(), self.key.decoder_ip(), DecoderOptions::NONE);
+        let operands = decoder.into_iter().take(self.ops.len()).map(|i| {
+            let options = InstructionInfoOptions::NO_REGISTER_USAGE;
+            factory
+                .info_options(&i, options)
+                .used_memory()
+                .iter()
+                .filter(|m| m.access() != OpAccess::NoMemAccess)
+                .count()
+        });
+        self.accesses = operands.sum::<usize>().min(255) as u8;
+    }
+
     /// The second page of an instruction across two pages: guest-physical address, and the generation at which its bytes were last seen.
     pub(crate) fn second_page(&self) -> Option<(u64, u32)> {
         self.second.as_ref().map(|second| (second.source.physical, second.source.generation))
@@ -417,6 +467,7 @@ impl Block {
                     len: used as u16,
                     crosses: false,
                     heat: 0,
+                    accesses: 0,
                     native: NativeBlock::default(),
                     source,
                     second: None,
@@ -447,6 +498,7 @@ impl Block {
             len: used as u16,
             crosses: true,
             heat: 0,
+            accesses: 0,
             native: NativeBlock::default(),
             source,
             second: Some(Box::new(second)),

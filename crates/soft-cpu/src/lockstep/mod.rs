@@ -12,7 +12,7 @@
 mod snapshot;
 mod stores;
 mod tape;
-#[cfg(test)]
+#[cfg(all(test, feature = "translator"))]
 mod tests;
 
 use std::collections::HashMap;
@@ -23,7 +23,8 @@ use x86::{InterruptShadow, rflags};
 
 use crate::block::{Block, BlockCache};
 use crate::core::{Core, DecodeMode, Outcome, Stop};
-use crate::translate::{Entered, Translator};
+use crate::run::Entered;
+use crate::translate::Translator;
 use snapshot::Snapshot;
 pub(crate) use stores::StoreLog;
 use tape::{Recorder, SharedTape};
@@ -97,17 +98,23 @@ impl Lockstep {
         self.report.as_deref()
     }
 
-    /// Executes the translation of `block`, which is current, in both ways.
+    /// Executes the translation of `block`, which is current, in both ways. `known` is the code that the loop would have entered without looking for the block.
     pub(crate) fn run(
         &mut self,
         core: &mut Core,
         blocks: &BlockCache,
         block: &Block,
+        known: Option<u64>,
         translator: &mut Translator,
     ) -> Entered {
         let Some(tape) = self.tape.clone() else { return Entered::No };
         // Stores since the last block: an exception's frame.
         core.stores = Some(Box::default());
+        if let Some(known) = known.filter(|known| !translator.is_code_of(core, block, *known)) {
+            let what = format!("code: the table of jumps has {known:#x}, which is not this block's\n");
+            self.report = Some(report(&[(core.rip, block)], &Snapshot::take(core), &what));
+            return Entered::Diverged;
+        }
         let Some(number) = translator.prepare(core, blocks, block) else { return Entered::No };
         let mut parts: Vec<Part<'_>> = vec![(core.rip, block)];
         for offset in translator.further(number) {

@@ -88,6 +88,16 @@ impl Arena {
         }
     }
 
+    /// Bytes of code that it holds.
+    pub(crate) fn used(&self) -> usize {
+        self.regions.iter().map(|region| region.used - region.start).sum()
+    }
+
+    /// Bytes that it has room for when it is empty.
+    pub(crate) fn size(&self) -> usize {
+        self.size
+    }
+
     /// Bytes that are still free in this part.
     pub(crate) fn room(&self, part: Part) -> usize {
         let region = &self.regions[part as usize];

@@ -19,8 +19,11 @@ use super::state::{from_raw, to_raw};
 use super::trace::{self, MOST_OPS, Part};
 use crate::block::{Block, BlockCache, MAX_BLOCK_OPS};
 use crate::core::{Core, DecodeMode, GPR_PAGE, Outcome, Stop};
+use crate::layer::Layer;
 use crate::op::Op;
+use crate::run::Entered;
 use crate::simd::{self, Arena};
+use crate::statistics::TranslatorStatistics;
 
 /// Size of the code arena in bytes; pages are taken as they are filled.
 const ARENA_SIZE: usize = 64 << 20;
@@ -30,6 +33,9 @@ const MAX_OPS: usize = if MOST_OPS > MAX_BLOCK_OPS { MOST_OPS } else { MAX_BLOCK
 
 /// No translation is longer in either part of the arena, in bytes: that many instructions of less than 320 bytes each.
 const MAX_CODE: usize = 320 * MAX_OPS;
+
+/// The smallest arena that is worth having.
+const LEAST_ARENA: usize = 8 * MAX_CODE;
 
 /// Most instructions that generated code runs before it looks at what waits: a few microseconds.
 const SLICE: u64 = 4096;
@@ -116,21 +122,6 @@ struct Link {
     host_flags: bool,
 }
 
-/// What the translator counts for `--stats`.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct TranslatorStatistics {
-    /// Blocks translated.
-    pub translated: u64,
-    /// Instructions executed in generated code.
-    pub instructions: u64,
-    /// Entries into generated code.
-    pub entries: u64,
-    /// Entries that followed a jump which had no link.
-    pub unlinked: u64,
-    /// Times the arena was flushed.
-    pub flushes: u64,
-}
-
 /// One CPU's translator.
 pub(crate) struct Translator {
     threshold: u32,
@@ -150,19 +141,7 @@ pub(crate) struct Translator {
     /// See [`Source::alone`].
     alone: bool,
     perf_map: Option<PerfMap>,
-    pub(crate) statistics: TranslatorStatistics,
-}
-
-/// What came of an attempt to run generated code.
-pub(crate) enum Entered {
-    /// There is none for this block (yet): interpret it.
-    No,
-    /// It ran; the instruction pointer and the state are those of an instruction boundary.
-    Ran,
-    /// It ran into something.
-    Stopped(Stop),
-    /// In lockstep: the interpreter comes to something else.
-    Diverged,
+    statistics: TranslatorStatistics,
 }
 
 impl Translator {
@@ -206,11 +185,22 @@ impl Translator {
         })
     }
 
+    /// What was counted.
+    pub(crate) fn statistics(&self) -> TranslatorStatistics {
+        let (code_bytes, code_room) = (self.arena.used() as u64, self.arena.size() as u64);
+        TranslatorStatistics { code_bytes, code_room, ..self.statistics }
+    }
+
     /// See [`Debugging`](crate::run::Debugging).
     pub(crate) fn set_debugging(&mut self, lockstep: bool, flushes: bool, perf_map: bool) {
         self.alone = lockstep;
         self.flushes = flushes;
         self.perf_map = if perf_map { PerfMap::open() } else { None };
+    }
+
+    /// The same translator with room for so many bytes of code, at least some blocks'. There are no translations yet.
+    pub(crate) fn limited_to(self, size: usize) -> Option<Self> {
+        Self::with_arena(self.threshold, self.precise, size.max(LEAST_ARENA))
     }
 
     /// Forgets every translation.
@@ -274,7 +264,7 @@ impl Translator {
         if std::mem::take(&mut core.native.interpret) {
             return None;
         }
-        if self.flushes && self.statistics.entries.is_multiple_of(ENTRIES_BETWEEN_FLUSHES) {
+        if self.flush_is_due() {
             core.tlb.flush_all();
             self.flush(core);
         }
@@ -286,6 +276,11 @@ impl Translator {
             Some(_) => {}
         }
         number
+    }
+
+    /// Under [`Debugging::flushes`](crate::run::Debugging::flushes): everything is to be forgotten before the next entry.
+    fn flush_is_due(&self) -> bool {
+        self.flushes && self.statistics.entries.is_multiple_of(ENTRIES_BETWEEN_FLUSHES)
     }
 
     /// Status flags, as the decoder names them, that translation `number` or what follows it reads.
@@ -328,31 +323,78 @@ impl Translator {
     /// Half of what leaves generated code goes on so (STI, system calls and their ends), and to find the block first would be seven cache misses.
     #[inline(always)]
     pub(crate) fn run_known(&mut self, core: &mut Core, clears: u32, budget: u64) -> Entered {
-        let settled = !self.flushes && self.cleared == clears && self.overwrites == code_overwrites();
-        if !settled || self.left_by != 0 || core.native.interpret || budget < MAX_OPS as u64 {
+        if self.left_by != 0 || budget < MAX_OPS as u64 {
             return Entered::No;
         }
-        let Some((table, entry)) = core.jumps.find(core.mode, core.rip) else { return Entered::No };
+        let Some((table, entry)) = self.known(core, clears) else { return Entered::No };
         core.native.jump_table = table;
         self.enter(core, entry, budget.min(SLICE) as i32)
     }
 
+    /// The table of jumps for the current mode, and what it has for the current instruction pointer, if that can be trusted now.
+    #[inline(always)]
+    fn known(&self, core: &Core, clears: u32) -> Option<(usize, u64)> {
+        let settled = !self.flush_is_due() && self.cleared == clears && self.overwrites == code_overwrites();
+        if !settled || core.native.interpret {
+            return None;
+        }
+        core.jumps.find(core.mode, core.rip)
+    }
+
+    /// The entry that [`Translator::run_known`] would use now; for lockstep, where the block is always looked up as well.
+    pub(crate) fn known_entry(&self, core: &Core, clears: u32) -> Option<u64> {
+        self.known(core, clears).map(|(_, entry)| entry)
+    }
+
+    /// Whether `entry` is that of a good translation of `block`, which is current. A block that is mapped twice may have several.
+    pub(crate) fn is_code_of(&self, core: &Core, block: &Block, entry: u64) -> bool {
+        let page = self.page_numbers.get(&(block.physical() >> 12));
+        let good = |translation: &Translation| {
+            translation.memory_entry == entry
+                && translation.mode == block.mode()
+                && translation.place == place(core, block.mode())
+                && page.is_some_and(|page| *page == translation.page as usize)
+                && self.pages[translation.page as usize].epoch == translation.epoch
+        };
+        let own = (block.native.translation.get() as usize).checked_sub(1).and_then(|at| self.translations.get(at));
+        own.is_some_and(good) || self.translations.iter().any(good)
+    }
+
     #[inline(always)]
     fn enter(&mut self, core: &mut Core, entry: u64, slice: i32) -> Entered {
+        core.layer.set(Layer::Generated);
         core.gpr[usize::from(GPR_PAGE)] = core.rip & !0xfff;
         core.native.flags = to_raw(&core.flags);
         core.native.slice = slice;
         core.shadow = InterruptShadow::None;
         self.left_by = runtime::enter(&self.stubs, core, entry);
+        core.layer.set(Layer::Interpreter);
         core.flags = from_raw(core.native.flags);
         let executed =
             i64::from(slice) - i64::from(core.native.slice) - i64::from(std::mem::take(&mut core.native.unused));
         core.counters.instructions = core.counters.instructions.wrapping_add_signed(executed);
         self.statistics.instructions = self.statistics.instructions.wrapping_add_signed(executed);
         self.statistics.entries += 1;
-        match core.native.stop.take() {
+        let stop = core.native.stop.take();
+        let by_handler = std::mem::take(&mut core.native.handler_left);
+        *self.exit_counter(core, stop, by_handler) += 1;
+        match stop {
             Some(stop) => Entered::Stopped(stop),
             None => Entered::Ran,
+        }
+    }
+
+    /// What counts the exit that was just made.
+    fn exit_counter(&mut self, core: &Core, stop: Option<Stop>, by_handler: bool) -> &mut u64 {
+        let exits = &mut self.statistics.exits;
+        match stop {
+            Some(Stop::Again) => &mut exits.again,
+            Some(Stop::Exception | Stop::Shutdown) => &mut exits.exceptions,
+            None if core.native.interpret => &mut exits.interpreted,
+            None if self.left_by != 0 => &mut exits.jumps,
+            None if !by_handler => &mut exits.slices,
+            None if core.has_attention() => &mut exits.attention,
+            None => &mut exits.changes,
         }
     }
 
@@ -439,6 +481,13 @@ impl Translator {
     #[cold]
     #[inline(never)]
     fn translate(&mut self, core: &mut Core, blocks: &BlockCache, block: &Block) -> Option<usize> {
+        let before = core.layer.replace(Layer::Translator);
+        let number = self.add_translation(core, blocks, block);
+        core.layer.set(before);
+        number
+    }
+
+    fn add_translation(&mut self, core: &mut Core, blocks: &BlockCache, block: &Block) -> Option<usize> {
         block.native.heat.set(0);
         let place = place(core, block.mode());
         let page = self.page(core, block.physical(), block.generation())?;
@@ -520,7 +569,6 @@ impl Translator {
 
     /// Aims the jump that was left by at a block, if that is where it goes.
     fn link(&mut self, left_by: u32, number: usize) {
-        self.statistics.unlinked += 1;
         let Some(link) = self.links.get(left_by as usize - 1) else { return };
         let (from, to) = (&self.translations[link.from as usize], &self.translations[number]);
         let (rip, page) = (to.place.rip(), from.place.rip() & !0xfff);

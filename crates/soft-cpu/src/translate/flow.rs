@@ -40,8 +40,9 @@ pub(super) struct Link {
 pub(super) struct SideExit {
     jump: Jump,
     target: u64,
-    /// Instructions of the trace that are not executed then.
+    /// Instructions of the trace that are not executed then, and operands of theirs that were counted.
     left: i32,
+    accesses: u32,
 }
 
 /// A jump to another page.
@@ -81,17 +82,22 @@ impl Generator<'_> {
     }
 
     /// Jumps to `target`, out of the trace, if `condition` holds.
-    pub(super) fn leave_trace(&mut self, condition: u8, target: u64) {
+    pub(super) fn leave_trace(&mut self, condition: u8, target: u64, accesses: u32) {
         self.want_host_flags();
         let jump = self.e.jump_if(condition);
-        self.exits.push(SideExit { jump, target, left: self.rest as i32 });
+        self.exits.push(SideExit { jump, target, left: self.rest as i32, accesses });
     }
 
     /// What [`Self::leave_trace`] put out of line. `alone`: nothing is left of the slice.
     fn exits_out_of_line(&mut self, alone: bool) {
-        for SideExit { jump, target, left } in std::mem::take(&mut self.exits) {
+        for SideExit { jump, target, left, accesses } in std::mem::take(&mut self.exits) {
             self.e.aim_here(jump);
             // The flags stay as they are.
+            if accesses != 0 {
+                self.e.load(host::B, core_field(field::ACCESSES));
+                self.e.lea(host::B, Rm::Disp(host::B, -(accesses as i32)));
+                self.e.store(core_field(field::ACCESSES), host::B);
+            }
             if alone {
                 for (at, value) in [(field::SLICE, 0), (field::UNUSED, left)] {
                     self.e.modrm(Form::short(0xc7), 0, core_field(at));

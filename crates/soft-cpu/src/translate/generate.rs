@@ -19,6 +19,7 @@ use super::vector::{Load, Vectors};
 use super::vector_state::Loaded;
 use crate::core::{Core, DecodeMode, GPR_PAGE, GPR_ZERO, seg};
 use crate::op::{Mem, Op};
+use crate::statistics::Counters;
 use crate::tlb::{self, Rights};
 
 /// Host registers of the guest's; the others stay in memory. Those with a place in instructions of their own (RAX, RCX, RDX) and most others
@@ -56,7 +57,7 @@ pub(super) const fn core_field(offset: usize) -> Rm {
 
 /// Offsets in [`Core`] of what [`NativeState`] holds.
 pub(super) mod field {
-    use super::{NATIVE, NativeState, offset_of};
+    use super::{Core, Counters, NATIVE, NativeState, offset_of};
     pub(crate) const SLICE: usize = NATIVE + offset_of!(NativeState, slice);
     pub(crate) const UNUSED: usize = NATIVE + offset_of!(NativeState, unused);
     pub(crate) const VECTORS: usize = NATIVE + offset_of!(NativeState, vectors);
@@ -70,6 +71,7 @@ pub(super) mod field {
     pub(crate) const CALLER_STACK: usize = NATIVE + offset_of!(NativeState, caller_stack);
     pub(crate) const CORE: usize = NATIVE + offset_of!(NativeState, core);
     pub(crate) const TABLES: usize = NATIVE + offset_of!(NativeState, tables);
+    pub(crate) const ACCESSES: usize = offset_of!(Core, counters) + offset_of!(Counters, accesses);
     pub(crate) const JUMP_TABLE: usize = NATIVE + offset_of!(NativeState, jump_table);
 }
 
@@ -183,8 +185,9 @@ pub(super) struct Step<'a> {
     pub(super) bytes: &'a [u8],
     /// Where its block stands.
     place: Place,
-    /// Instructions of the blocks behind its own.
+    /// Instructions of the blocks behind its own, and their operands that were counted.
     rest: usize,
+    rest_accesses: u32,
     /// It is a jump to the next block.
     within: Option<Within>,
 }
@@ -200,11 +203,13 @@ enum Within {
 /// Classifies all instructions, and finds out which flags are live.
 fn steps<'a>(parts: &'a [Part<'a>], mode: DecodeMode, precise: bool) -> Option<Vec<Step<'a>>> {
     let count: usize = parts.iter().map(|part| part.ops.len()).sum();
+    let mut rest_accesses: u32 = parts.iter().map(|part| part.accesses).sum();
     let mut vectors = Vectors::new(mode);
     let mut steps: Vec<Step<'_>> = Vec::with_capacity(count);
     for part in parts {
         let mut decoder = Decoder::with_ip(64, part.bytes, part.place.rip(), DecoderOptions::NONE);
         let rest = count - steps.len() - part.ops.len();
+        rest_accesses -= part.accesses;
         for (n, op) in part.ops.iter().enumerate() {
             let start = usize::from(op.offset);
             let instruction = decoder.decode();
@@ -215,7 +220,7 @@ fn steps<'a>(parts: &'a [Part<'a>], mode: DecodeMode, precise: bool) -> Option<V
             let last = n + 1 == part.ops.len();
             let mut c = classify(instruction, bytes, op, last, &mut vectors);
             let within = if last { within(&mut c, part.next)? } else { None };
-            steps.push(Step { c, op, bytes, place: part.place, rest, within });
+            steps.push(Step { c, op, bytes, place: part.place, rest, rest_accesses, within });
         }
     }
     let mut live = ALL;
@@ -281,6 +286,11 @@ pub(super) fn generate(
     g.flags = Flags::Memory;
     let memory_entry = g.e.code.len();
     let count = steps.len() as u8;
+    let accesses: u32 = parts.iter().map(|part| part.accesses).sum();
+    if accesses != 0 {
+        g.e.modrm(Form::long(0x81), 0, core_field(field::ACCESSES));
+        g.e.bytes(&accesses.to_le_bytes());
+    }
     g.e.modrm(Form::short(0x83), 5, core_field(field::SLICE));
     g.e.bytes(&[count]);
     let used_up = g.e.jump_if(8);
@@ -296,7 +306,7 @@ pub(super) fn generate(
             None => g.instruction(&step.c, step.op, step.bytes, n),
             Some(Within::Always) => End::Next,
             Some(Within::Unless(condition, target)) => {
-                g.leave_trace(condition, target);
+                g.leave_trace(condition, target, step.rest_accesses);
                 End::Next
             }
         };

@@ -115,7 +115,7 @@ pub struct Jumps {
 
 impl Jumps {
     /// Enters `code` for `rip`, which lies on `page`, and returns the address of the table for `mode`.
-    pub(super) fn insert(&mut self, mode: DecodeMode, rip: u64, code: u64, page: FetchPage) -> usize {
+    pub(crate) fn insert(&mut self, mode: DecodeMode, rip: u64, code: u64, page: FetchPage) -> usize {
         let table = self.of(mode);
         table.insert(rip, code, page);
         table.address()
@@ -123,7 +123,7 @@ impl Jumps {
 
     /// The table for `mode` and the code in it for `rip`.
     #[inline(always)]
-    pub(super) fn find(&self, mode: DecodeMode, rip: u64) -> Option<(usize, u64)> {
+    pub(crate) fn find(&self, mode: DecodeMode, rip: u64) -> Option<(usize, u64)> {
         let table = if mode.has(DecodeMode::USER) { &self.user } else { &self.kernel };
         let entry = table.entries.get(index(rip))?;
         (table.mode == mode && entry.tag == rip).then_some((table.entries.as_ptr() as usize, entry.code))

@@ -38,7 +38,6 @@ mod vector_state;
 mod vector_tests;
 
 pub(crate) use cache::NativeBlock;
-pub use cache::TranslatorStatistics;
-pub(crate) use cache::{Entered, Translator};
+pub(crate) use cache::Translator;
 pub use jumps::Jumps;
 pub use state::NativeState;

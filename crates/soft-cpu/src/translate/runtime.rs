@@ -10,6 +10,7 @@ use super::gs_base;
 use super::state::{from_raw, to_raw};
 use super::vector_state;
 use crate::core::{Core, DecodeMode, GPR_PAGE};
+use crate::layer::Layer;
 use crate::op::Op;
 
 /// An instruction that its handler executes: what generated code hands over in its scratch registers.
@@ -171,6 +172,7 @@ extern "sysv64" fn execute(core: *mut Core, site: u64, rip: u64) -> u32 {
     // SAFETY: generated code passes the core that it was entered with, whose only user it is, and an operation that its block keeps: a block goes only when
     // its bytes have changed, and then its code is not entered again, or with all others, and then all code goes first.
     let (core, op) = unsafe { (&mut *core, &*(address as *const Op)) };
+    core.layer.set(Layer::Handler);
     core.flags = from_raw(core.native.flags);
     let page = &mut core.gpr[usize::from(GPR_PAGE)];
     let rip = if core.mode.has(DecodeMode::USER) {
@@ -184,6 +186,7 @@ extern "sysv64" fn execute(core: *mut Core, site: u64, rip: u64) -> u32 {
     core.shadow = InterruptShadow::None;
     let result = (op.execute)(core, op);
     core.native.flags = to_raw(&core.flags);
+    core.layer.set(Layer::Generated);
     match result {
         Ok(()) => {
             // STI's shadow ends with the instruction after it, which is executed before anything is looked at.
@@ -193,6 +196,7 @@ extern "sysv64" fn execute(core: *mut Core, site: u64, rip: u64) -> u32 {
                 return 0;
             }
             core.native.slice += i32::from(op.left) - 1 + rest;
+            core.native.handler_left = true;
             1
         }
         Err(stop) => {

@@ -3,7 +3,7 @@
 use x86::gpr;
 
 use super::cache::Translator;
-use crate::run::{Cpu, Exit, TranslatorMode};
+use crate::run::{Cpu, Debugging, Exit, TranslatorMode};
 use crate::testing::{CODE, long_mode};
 
 const HLT: u8 = 0xf4;
@@ -48,6 +48,34 @@ fn a_full_arena_is_flushed_and_filled_again() {
     assert_eq!(cpu.run(1_000_000), Exit::Halted);
     assert_eq!(cpu.core.gpr[gpr::RAX], 60_000);
     assert!(cpu.translator_statistics().flushes > 1);
+}
+
+#[test]
+fn a_small_code_cache_is_what_is_asked_for_and_exits_are_counted_once_each() {
+    let mut cpu = translating(&chain(3000));
+    cpu.set_debugging(Debugging { code_cache: Some(1), ..Debugging::default() });
+    cpu.core.gpr[gpr::RCX] = 60;
+    assert_eq!(cpu.run(1_000_000), Exit::Halted);
+    let statistics = cpu.translator_statistics();
+    assert!(statistics.flushes > 1 && statistics.code_room < 1 << 20, "{statistics:?}");
+    assert_eq!(statistics.exits.sum(), statistics.entries, "{statistics:?}");
+    assert!(statistics.exits.jumps > 0, "{statistics:?}");
+}
+
+#[test]
+fn accesses_are_counted_alike_whoever_executes_them() {
+    // L: PUSH RAX; POP RBX; ADD [RSP - 8], RAX; DEC ECX; JNZ L; HLT.
+    let code = [0x50, 0x5b, 0x48, 0x01, 0x44, 0x24, 0xf8, 0xff, 0xc9, 0x75, 0xf5, HLT];
+    for threshold in [1, 20, u32::MAX] {
+        let mut cpu = long_mode(&code);
+        cpu.set_translator(TranslatorMode::On { threshold, precise: false });
+        cpu.set_debugging(Debugging { count_accesses: true, ..Debugging::default() });
+        cpu.core.gpr[gpr::RCX] = 50;
+        assert_eq!(cpu.run(10_000), Exit::Halted);
+        let counters = cpu.core.counters;
+        // Translated, the POP shares the PUSH's look-up.
+        assert!(counters.accesses == 150 && (1..=2).contains(&counters.misses), "{threshold}: {counters:?}");
+    }
 }
 
 #[test]

@@ -35,13 +35,20 @@ pub(super) struct Part<'a> {
     pub(super) bytes: &'a [u8],
     pub(super) place: Place,
     pub(super) ops: &'a [Op],
+    /// Operands in memory to be counted each time; zero if they are not counted.
+    pub(super) accesses: u32,
     pub(super) next: Next,
 }
 
 impl<'a> Part<'a> {
-    /// A block that nothing follows yet.
+    /// All of `block`, which nothing follows yet.
+    fn of(block: &'a Block, place: Place) -> Self {
+        Self { accesses: block.accesses(), ..Self::new(block.bytes(), place, &block.ops) }
+    }
+
+    /// Instructions that nothing follows yet, and whose operands are not counted.
     pub(super) fn new(bytes: &'a [u8], place: Place, ops: &'a [Op]) -> Self {
-        Self { bytes, place, ops, next: Next::Nowhere }
+        Self { bytes, place, ops, accesses: 0, next: Next::Nowhere }
     }
 
     /// The last instruction.
@@ -56,7 +63,7 @@ impl<'a> Part<'a> {
 
 /// The trace that begins with `head`, which is current and lies at `place`; with blocks that are translated or were executed `heat` times.
 pub(super) fn follow<'a>(blocks: &'a BlockCache, head: &'a Block, place: Place, heat: u32) -> Vec<Part<'a>> {
-    let mut parts = vec![Part::new(head.bytes(), place, &head.ops)];
+    let mut parts = vec![Part::of(head, place)];
     let mut ops = head.ops.len();
     let mut last = 0;
     while let Some((next, block, place)) = successor(blocks, head, &parts, last, heat)
@@ -67,7 +74,7 @@ pub(super) fn follow<'a>(blocks: &'a BlockCache, head: &'a Block, place: Place, 
         block.native.hold();
         parts[last].next = next;
         last = parts.len();
-        parts.push(Part::new(block.bytes(), place, &block.ops));
+        parts.push(Part::of(block, place));
     }
     parts
 }
