@@ -76,7 +76,14 @@ pub struct Block {
     /// The translator's.
     pub(crate) native: NativeBlock,
     source: Source,
-    second: Option<Box<Source>>,
+    second: Option<Box<Second>>,
+}
+
+/// The second page's share of an instruction across two pages.
+struct Second {
+    source: Source,
+    /// The whole instruction.
+    bytes: Box<[u8]>,
 }
 
 /// One CPU's decoded blocks.
@@ -182,6 +189,32 @@ impl BlockCache {
     /// What the fetch raises: #PF, #GP for the code segment's limit.
     #[inline(always)]
     pub fn lookup(&mut self, core: &mut Core) -> Outcome<&Block> {
+        let slot = self.find(core)?;
+        match self.at(slot) {
+            Some(block) => Ok(block),
+            None => core.raise(exception::UD),
+        }
+    }
+
+    /// The block in a slot that [`BlockCache::find`] has just returned.
+    #[inline(always)]
+    pub(crate) fn at(&self, slot: usize) -> Option<&Block> {
+        self.table[slot].as_deref()
+    }
+
+    /// The block at this offset of the page of `block`, which is current, for the same mode; if it is known, and as current.
+    pub(crate) fn on_page_of(&self, block: &Block, offset: u64) -> Option<&Block> {
+        let key = Key { physical: block.key.physical & !0xfff | offset, ..block.key };
+        let found = self.at(self.slot(&key))?;
+        (!found.crosses && found.source.generation == block.source.generation).then_some(found)
+    }
+
+    /// The slot of the block at the current instruction pointer, decoded if need be.
+    ///
+    /// # Errors
+    /// As [`BlockCache::lookup`].
+    #[inline(always)]
+    pub(crate) fn find(&mut self, core: &mut Core) -> Outcome<usize> {
         let linear = core.fetch_linear()?;
         let physical = core.fetch_page(linear)?.physical() | linear & 0xfff;
         let key = Key::new(core, physical);
@@ -193,11 +226,7 @@ impl BlockCache {
             }
             _ => false,
         };
-        let slot = if hit { slot } else { self.fill(core, key, linear)? };
-        match &self.table[slot] {
-            Some(block) => Ok(block),
-            None => core.raise(exception::UD),
-        }
+        if hit { Ok(slot) } else { self.fill(core, key, linear) }
     }
 
     #[inline(always)]
@@ -220,7 +249,7 @@ impl BlockCache {
     fn crosses_into_its_page(&mut self, core: &mut Core, slot: usize, linear: u64) -> Outcome<bool> {
         let next = core.fetch_page(next_page(core, linear))?.physical();
         let second = self.table[slot].as_ref().and_then(|block| block.second.as_ref());
-        Ok(second.is_some_and(|second| second.physical == next))
+        Ok(second.is_some_and(|second| second.source.physical == next))
     }
 
     #[cold]
@@ -275,7 +304,7 @@ impl BlockCache {
         for slot in &mut self.table {
             if let Some(block) = slot {
                 let heat = block.native.heat().min(255) as u8;
-                if block.native.is_translated() || heat != block.heat {
+                if block.native.is_held() || heat != block.heat {
                     block.heat = heat;
                 } else {
                     self.blocks -= 1;
@@ -375,10 +404,9 @@ impl Block {
     }
 
     fn count_accesses(&mut self) {
-        let mut bytes = self.source.bytes.to_vec();
-        bytes.extend(self.second.iter().flat_map(|second| &second.bytes));
         let mut factory = InstructionInfoFactory::new();
-        let decoder = Decoder::with_ip(self.key.mode.bitness(), &bytes, self.key.decoder_ip(), DecoderOptions::NONE);
+        let decoder =
+            Decoder::with_ip(self.key.mode.bitness(), self.bytes(), self.key.decoder_ip(), DecoderOptions::NONE);
         let operands = decoder.into_iter().take(self.ops.len()).map(|i| {
             let options = InstructionInfoOptions::NO_REGISTER_USAGE;
             factory
@@ -391,9 +419,9 @@ impl Block {
         self.accesses = operands.sum::<usize>().min(255) as u8;
     }
 
-    /// It is one instruction across two pages.
-    pub(crate) fn crosses_pages(&self) -> bool {
-        self.crosses
+    /// The second page of an instruction across two pages: guest-physical address, and the generation at which its bytes were last seen.
+    pub(crate) fn second_page(&self) -> Option<(u64, u32)> {
+        self.second.as_ref().map(|second| (second.source.physical, second.source.generation))
     }
 
     /// Guest-physical address.
@@ -406,13 +434,13 @@ impl Block {
         self.source.generation
     }
 
-    /// Its bytes on the first page.
+    /// Its bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
-        &self.source.bytes
+        self.second.as_ref().map_or(&self.source.bytes, |second| &second.bytes)
     }
 
     fn revalidate(&mut self, core: &mut Core) -> bool {
-        self.source.revalidate(core) && self.second.as_mut().is_none_or(|second| second.revalidate(core))
+        self.source.revalidate(core) && self.second.as_mut().is_none_or(|second| second.source.revalidate(core))
     }
 
     fn decode(core: &mut Core, key: Key, linear: u64, longest: usize, thunks: &mut ThunkCache) -> Outcome<Self> {
@@ -461,6 +489,8 @@ impl Block {
         let mut bytes = source.bytes.to_vec();
         bytes.extend_from_slice(&second.bytes);
         let (ops, used) = decode::decode_one(&bytes, key.decoder_ip(), key.mode, thunks);
+        bytes.truncate(used);
+        let second = Second { source: second, bytes: bytes.into() };
         Ok(Self {
             key,
             ops,

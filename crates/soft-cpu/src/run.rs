@@ -117,7 +117,7 @@ impl Cpu {
             self.translator = self.translator.take().and_then(|translator| translator.limited_to(size)).map(Box::new);
         }
         if let Some(translator) = &mut self.translator {
-            translator.set_debugging(flushes, perf_map);
+            translator.set_debugging(lockstep, flushes, perf_map);
         }
     }
 
@@ -239,17 +239,18 @@ impl Cpu {
                 (Some(_), Some(translator)) => translator.known_entry(core, clears),
                 _ => None,
             };
-            let stop = match self.blocks.lookup(core) {
+            let stop = match self.blocks.find(core) {
                 Err(stop) => stop,
-                Ok(block) => {
+                Ok(slot) => {
+                    let Some(block) = self.blocks.at(slot) else { unreachable!("a block was just found there") };
                     if let Some(translator) = &mut self.translator
                         && !shadowed
                         && core.system_flags & rflags::TF == 0
                     {
                         let budget = limit - core.counters.instructions;
                         let entered = match &mut self.lockstep {
-                            None => translator.run(core, block, budget),
-                            Some(lockstep) => lockstep.run(core, block, known, translator),
+                            None => translator.run(core, &self.blocks, block, budget),
+                            Some(lockstep) => lockstep.run(core, &self.blocks, block, known, translator),
                         };
                         match entered {
                             Entered::Diverged => return Exit::Diverged,

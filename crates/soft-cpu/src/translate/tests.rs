@@ -119,3 +119,42 @@ fn a_return_to_an_address_that_is_not_canonical_finds_no_old_translation() {
         assert_eq!(cpu.core.gpr[gpr::RCX], 100, "the second loop's first return already faults");
     }
 }
+
+/// RCX times MOV RAX, 1, across two pages; ADD RBX, RAX; and, if `patched`, INC of the constant's byte that comes first on the second page.
+fn across_pages(patched: bool) -> Vec<u8> {
+    let mut code = vec![0xe9];
+    code.extend((0xffb_i32 - 5).to_le_bytes());
+    code.resize(0xffb, HLT);
+    code.extend([0x48, 0xb8, 1, 0, 0, 0, 0, 0, 0, 0, 0x48, 0x01, 0xc3]);
+    if patched {
+        let after = code.len() as i32 + 6;
+        code.extend([0xfe, 0x05]);
+        code.extend((0x1000 - after).to_le_bytes());
+    }
+    code.extend([0x48, 0xff, 0xc9, 0x75]);
+    code.push((0xffb - (code.len() as i32 + 1)) as u8);
+    code.push(HLT);
+    code
+}
+
+#[test]
+fn an_instruction_across_two_pages_is_translated() {
+    let mut cpu = translating(&across_pages(false));
+    cpu.core.gpr[gpr::RCX] = 100;
+    cpu.core.gpr[gpr::RBX] = 0;
+    assert_eq!(cpu.run(10_000), Exit::Halted);
+    assert_eq!(cpu.core.gpr[gpr::RBX], 100);
+    let statistics = cpu.translator_statistics();
+    assert!(statistics.instructions > 390, "{statistics:?}");
+    assert!(statistics.entries < 30, "{statistics:?}");
+}
+
+#[test]
+fn a_store_to_the_second_page_of_an_instruction_is_seen() {
+    let mut cpu = translating(&across_pages(true));
+    cpu.core.gpr[gpr::RCX] = 100;
+    cpu.core.gpr[gpr::RBX] = 0;
+    assert_eq!(cpu.run(10_000), Exit::Halted);
+    // The constant's byte at bit 24 counts.
+    assert_eq!(cpu.core.gpr[gpr::RBX], 100 + ((99 * 100 / 2) << 24));
+}
