@@ -157,7 +157,7 @@ impl Translator {
             error!("this system lets no program set the base of GS: blocks are interpreted");
             return None;
         }
-        let mut arena = match Arena::with_size(c"vmm-translations", size, size / 5 * 2) {
+        let mut arena = match Arena::with_size(size, size / 5 * 2) {
             Ok(arena) => arena,
             Err(error) => {
                 error!(%error, "no memory for generated code: blocks are interpreted");
