@@ -373,7 +373,7 @@ impl Stand<'_> {
 
 /// Whether translated code was forgotten as often as its little room asks for.
 fn evicted(run: &Run) -> std::result::Result<(), String> {
-    const LEAST: u64 = 10;
+    const LEAST: u64 = 4;
     let count = |line: &supervise::Line| {
         line.text.strip_prefix("vmm: stats: code cache flushes")?.split_whitespace().next()?.parse().ok()
     };

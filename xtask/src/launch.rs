@@ -114,7 +114,7 @@ pub(crate) const GUEST_DECOMPRESSES: &[&str] = &["machine.decompress=guest"];
 pub(crate) const INTERPRETS: &[&str] = &["machine.translator=off"];
 
 /// Leaves so little room for translated code that a boot fills it again and again.
-pub(crate) const EVICTS: &[&str] = &["debug.code-cache=256K"];
+pub(crate) const EVICTS: &[&str] = &["debug.code-cache=1M"];
 
 /// Runs each translated block by the interpreter too; the guest's time goes by instructions then.
 pub(crate) const LOCKSTEP: &str = "debug.lockstep=on";
