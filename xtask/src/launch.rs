@@ -113,6 +113,12 @@ pub(crate) const GUEST_DECOMPRESSES: &[&str] = &["machine.decompress=guest"];
 /// Leaves the software CPU's translator out.
 pub(crate) const INTERPRETS: &[&str] = &["machine.translator=off"];
 
+/// Leaves so little room for translated code that a boot fills it again and again.
+pub(crate) const EVICTS: &[&str] = &["debug.code-cache=256K"];
+
+/// Runs each translated block by the interpreter too; the guest's time goes by instructions then.
+pub(crate) const LOCKSTEP: &str = "debug.lockstep=on";
+
 /// One guest to start.
 #[derive(Debug, Clone)]
 pub(crate) struct Guest<'a> {

@@ -329,14 +329,14 @@ pub(super) fn generate(
     g.flags = Flags::Memory;
     let memory_entry = g.e.code.len();
     let count = steps.len() as u8;
+    g.e.modrm(Form::short(0x83), 5, core_field(field::SLICE));
+    g.e.bytes(&[count]);
+    let used_up = g.e.jump_if(8);
     let accesses: u32 = parts.iter().map(|part| part.accesses).sum();
     if accesses != 0 {
         g.e.modrm(Form::long(0x81), 0, core_field(field::ACCESSES));
         g.e.bytes(&accesses.to_le_bytes());
     }
-    g.e.modrm(Form::short(0x83), 5, core_field(field::SLICE));
-    g.e.bytes(&[count]);
-    let used_up = g.e.jump_if(8);
     // Here no flags are lost by looking; behind a handler's call they have to be looked for again.
     let first = steps.iter().take(parts[0].ops.len());
     let before_handlers = first.take_while(|step| !matches!(step.c.template, Template::Handler));
