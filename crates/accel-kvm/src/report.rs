@@ -54,7 +54,7 @@ pub(crate) fn reason(exit: &Exit) -> Option<String> {
             "triple fault: an exception could not be delivered, nor the double fault that followed".to_owned()
         }
         Exit::Unexpected(number) => format!("KVM exit {number}, which this program has not enabled"),
-        Exit::Port { .. } | Exit::Mmio { .. } | Exit::IoApicEoi(_) | Exit::Resume => return None,
+        Exit::Port { .. } | Exit::Mmio { .. } | Exit::IoApicEoi(_) | Exit::Halt | Exit::Resume => return None,
     })
 }
 
