@@ -41,13 +41,13 @@ pub(crate) fn to_kvm(supported: &CpuidTable, place: Place) -> Result<CpuId, Acce
 }
 
 /// The paravirtual features of a VM: of the kernel's those that need nothing of the VMM, without those that need the kernel's own local APIC where that is not used. The 15-bit
-/// destinations are ours: the IOAPIC and [`crate::vm`] know them, where the interrupt controllers are split.
-pub(crate) fn paravirtual_features(supported: &CpuidTable, irqchip: KernelIrqchip) -> u32 {
+/// destinations are ours: the IOAPIC and [`crate::vm`] know them, where the interrupt controllers are split and KVM takes such `long_ids`.
+pub(crate) fn paravirtual_features(supported: &CpuidTable, irqchip: KernelIrqchip, long_ids: bool) -> u32 {
     use paravirtual::{MSI_EXT_DEST_ID, PV_EOI, PV_SCHED_YIELD, PV_SEND_IPI, PV_UNHALT, UNASSISTED};
     let offered = supported.get(KVM_FEATURES, 0).eax & UNASSISTED;
     match irqchip {
-        KernelIrqchip::Split => offered | MSI_EXT_DEST_ID,
-        KernelIrqchip::On => offered,
+        KernelIrqchip::Split if long_ids => offered | MSI_EXT_DEST_ID,
+        KernelIrqchip::Split | KernelIrqchip::On => offered,
         KernelIrqchip::Off => offered & !(PV_EOI | PV_UNHALT | PV_SEND_IPI | PV_SCHED_YIELD),
     }
 }
@@ -72,14 +72,23 @@ mod tests {
     #[test]
     fn features_that_need_the_vmm_are_not_offered() {
         for irqchip in [KernelIrqchip::Split, KernelIrqchip::On, KernelIrqchip::Off] {
-            let features = paravirtual_features(&supported(), irqchip);
+            let features = paravirtual_features(&supported(), irqchip, true);
             assert_eq!(features & (1 << 4 | 1 << 10 | 1 << 14), 0, "asynchronous page faults");
         }
     }
 
     #[test]
+    fn long_destinations_are_offered_where_they_arrive() {
+        let offered = |irqchip, long_ids| {
+            paravirtual_features(&supported(), irqchip, long_ids) & paravirtual::MSI_EXT_DEST_ID != 0
+        };
+        assert!(offered(KernelIrqchip::Split, true) && !offered(KernelIrqchip::Split, false));
+        assert!(!offered(KernelIrqchip::On, true), "the kernel's IOAPIC does not know them");
+    }
+
+    #[test]
     fn without_the_kernels_local_apic_its_shortcuts_are_gone() {
-        let features = paravirtual_features(&supported(), KernelIrqchip::Off);
+        let features = paravirtual_features(&supported(), KernelIrqchip::Off, false);
         assert_eq!(features & (paravirtual::PV_EOI | paravirtual::PV_UNHALT | paravirtual::PV_SEND_IPI), 0);
         assert_ne!(features & paravirtual::CLOCKSOURCE2, 0);
     }

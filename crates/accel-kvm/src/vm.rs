@@ -162,9 +162,7 @@ impl KvmVm {
         // KVM_X86_QUIRK_LINT0_REENABLED stays: LINT0 of the bootstrap processor takes the PIC's interrupts from the start, as on the software CPU and as
         // firmware would leave it, of which there is none here.
         let kernel_apic = irqchip != KernelIrqchip::Off;
-        if kernel_apic {
-            enable_x2apic_ids(&fd);
-        }
+        let long_ids = kernel_apic && enable_x2apic_ids(&fd);
         let supported_cpuid =
             kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(host("KVM_GET_SUPPORTED_CPUID"))?;
         let supported_cpuid = cpuid::from_kvm(&supported_cpuid);
@@ -174,7 +172,7 @@ impl KvmVm {
             tsc_khz: 0,
             x2apic: kernel_apic,
             tsc_deadline: kernel_apic && kvm.check_extension(Cap::TscDeadlineTimer),
-            paravirtual: cpuid::paravirtual_features(&supported_cpuid, irqchip),
+            paravirtual: cpuid::paravirtual_features(&supported_cpuid, irqchip, long_ids),
         };
         Ok(Self {
             page_size: kvm.get_vcpu_mmap_size().map_err(host("KVM_GET_VCPU_MMAP_SIZE"))?,
@@ -195,13 +193,11 @@ impl KvmVm {
     }
 }
 
-/// Lets messages and saved local APICs carry all 32 bits of an x2APIC ID. [`crate::KvmAccelerator`] allows more vCPUs than eight bits can name only where KVM has this.
-fn enable_x2apic_ids(fd: &VmFd) {
+/// Lets messages and saved local APICs carry all 32 bits of an x2APIC ID; whether KVM can. [`crate::KvmAccelerator`] allows more vCPUs than eight bits can name only where KVM has this.
+fn enable_x2apic_ids(fd: &VmFd) -> bool {
     let x2apic = KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
     let x2apic = kvm_enable_cap { cap: KVM_CAP_X2APIC_API, args: [x2apic.into(), 0, 0, 0], ..Default::default() };
-    if let Err(error) = fd.enable_cap(&x2apic) {
-        debug!("KVM_CAP_X2APIC_API is not there: {error}");
-    }
+    fd.enable_cap(&x2apic).inspect_err(|error| debug!("KVM_CAP_X2APIC_API is not there: {error}")).is_ok()
 }
 
 impl Vm for KvmVm {
