@@ -8,7 +8,9 @@ const READS_RELR: (u32, u32) = (2, 36);
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    let is = |variable: &str, wanted: &str| env::var(variable).is_ok_and(|found| found.split(',').any(|word| word == wanted));
+    let is = |variable: &str, wanted: &str| {
+        env::var(variable).is_ok_and(|found| found.split(',').any(|word| word == wanted))
+    };
     // The program's own addresses, which every start has to adjust, as a bit map instead of 24 bytes each: 390 KiB less to read. A static program brings the code that does it;
     // another one would not start where the C library is older.
     let static_glibc = is("CARGO_CFG_TARGET_FEATURE", "crt-static") && is("CARGO_CFG_TARGET_ENV", "gnu");

@@ -223,7 +223,11 @@ pub(crate) fn qemu_command(guest: &Guest, accel: Option<Accel>) -> Command {
     let mut command = Command::new(QEMU);
     command
         .args(["-M", board])
-        .args(if accel == Some(Accel::Kvm) { ["-accel", "kvm", "-cpu", "host"] } else { ["-accel", "tcg", "-cpu", "max"] })
+        .args(if accel == Some(Accel::Kvm) {
+            ["-accel", "kvm", "-cpu", "host"]
+        } else {
+            ["-accel", "tcg", "-cpu", "max"]
+        })
         .args(["-m", &guest.memory.to_string(), "-smp", &guest.cpus.to_string()])
         .arg("-kernel")
         .arg(&guest.image.kernel)

@@ -264,6 +264,60 @@ fn a_driver_is_served_and_interrupted_with_each_choice_of_interrupt_controllers(
     assert_eq!(String::from_utf8_lossy(&output.stdout), "iul\n", "on the software CPU");
 }
 
+/// Leaves a note in the CMOS, which outlives a reset, opens a pin of the IOAPIC and an input of the PIC, gives the local APIC a task priority, and resets the machine; the second life
+/// prints what of this is gone.
+fn reset_guest() -> Result<Vec<u8>, IcedError> {
+    const IOAPIC: u32 = 0xfec0_0000;
+    let mut a = CodeAssembler::new(64)?;
+    let mut second = a.create_label();
+    a.mov(rsp, STACK)?;
+    put(&mut a, 0x70, 0x50)?;
+    a.mov(edx, 0x71)?;
+    a.in_(al, dx)?;
+    a.cmp(al, 1)?;
+    a.je(second)?;
+    put(&mut a, 0x71, 1)?;
+    a.mov(eax, IOAPIC)?;
+    a.mov(dword_ptr(rax), 0x18)?;
+    a.mov(dword_ptr(rax + 0x10), 0x54)?;
+    apic_write(&mut a, 0x80, 0x50)?;
+    for (port, value) in [(0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1), (0x21, 0xa5)] {
+        put(&mut a, port, value)?;
+    }
+    put(&mut a, 0x64, 0xfe)?;
+    let mut stay = a.create_label();
+    a.set_label(&mut stay)?;
+    a.hlt()?;
+    a.jmp(stay)?;
+    a.set_label(&mut second)?;
+    a.mov(eax, IOAPIC)?;
+    a.mov(dword_ptr(rax), 0x18)?;
+    a.mov(eax, dword_ptr(rax + 0x10))?;
+    a.cmp(eax, 0x1_0000)?;
+    print_if_equal(&mut a, b'm')?;
+    a.mov(eax, 0xfee0_0080u32)?;
+    a.mov(eax, dword_ptr(rax))?;
+    a.cmp(eax, 0)?;
+    print_if_equal(&mut a, b't')?;
+    a.mov(edx, 0x21)?;
+    a.in_(al, dx)?;
+    a.cmp(al, 0xa5u32)?;
+    let mut same = a.create_label();
+    a.je(same)?;
+    print(&mut a, b'p')?;
+    a.set_label(&mut same)?;
+    power_off(&mut a)?;
+    a.assemble(ENTRY)
+}
+
+#[test]
+fn a_reset_forgets_what_every_interrupt_controller_was_told() {
+    for irqchip in EVERY_IRQCHIP {
+        let arguments = [&irqchip[..], &["--set", "machine.on-reboot=reset"]].concat();
+        ends(&reset_guest().unwrap(), &arguments, "mtp\n", 0);
+    }
+}
+
 #[test]
 fn a_reset_ends_with_3() {
     // mov al, 0xfe; out 0x64, al; 1: hlt; jmp 1b

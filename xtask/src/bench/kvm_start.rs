@@ -1,7 +1,7 @@
 //! `cargo xtask bench --only kvm-start`: what starting a guest on KVM costs, beside QEMU's microvm on the same `/dev/kvm`.
 //!
 //! The guest's first instructions write one byte to COM1. From the start of the program to that byte is the time that is measured; when it has come, the resident memory is looked at, without
-//! the guest's RAM. System calls are counted by strace up to the first KVM_RUN, in a run of their own. For us the guest is an ELF file; QEMU gets it as its firmware, so that no firmware of its
+//! the guest's RAM, and at the processor time, which a busy host does not make longer. System calls are counted by strace up to the first KVM_RUN, in a run of their own. For us the guest is an ELF file; QEMU gets it as its firmware, so that no firmware of its
 //! own has to run first. Contenders take turns, so that a busy host disturbs them alike, and each turn's runs are compared with one another.
 //!
 //! The limits are the issue's: a fifth of QEMU's time, and a tenth of its memory. They are for the static program, as README builds it: a program that shares the C library counts all of its pages that lie
@@ -18,7 +18,7 @@ use crate::error::{Error, FileContext, Result};
 use crate::guest_target;
 use crate::launch::{QEMU, Vmm};
 use crate::paths::{self, Paths, cargo};
-use crate::resident;
+use crate::{resident, supervise};
 
 /// What `--only` calls it.
 pub(super) const NAME: &str = "kvm-start";
@@ -39,8 +39,17 @@ const RESET_VECTOR: usize = 16;
 struct Figures {
     name: &'static str,
     milliseconds: Vec<f64>,
+    /// Of processor time.
+    cpu: Vec<f64>,
     mib: Vec<f64>,
     system_calls: Option<usize>,
+}
+
+/// What one start took.
+struct Start {
+    elapsed: Duration,
+    cpu: Duration,
+    resident_kib: u64,
 }
 
 impl Figures {
@@ -55,8 +64,8 @@ impl Figures {
 
     fn row(&self) -> String {
         let calls = self.system_calls.map_or("-".to_owned(), |calls| calls.to_string());
-        let (time, memory) = (Self::median(&self.milliseconds), Self::median(&self.mib));
-        format!("{:<20} {time:>12.1} {memory:>12.2} {calls:>13}", self.name)
+        let [time, cpu, memory] = [&self.milliseconds, &self.cpu, &self.mib].map(|values| Self::median(values));
+        format!("{:<14} {time:>9.1} {cpu:>9.1} {memory:>12.2} {calls:>13}", self.name)
     }
 }
 
@@ -70,10 +79,8 @@ pub(super) fn run(runs: usize, vmm: &Vmm, paths: &Paths) -> Result<()> {
     paths::write(&rom, &rom_guest())?;
     let linked = build_static(paths)?;
     let ours = |program: Command| our_command(program, &elf);
-    let mut contenders: Vec<(&'static str, Box<dyn Fn() -> Command>)> = vec![
-        ("vmm, static", Box::new(|| ours(Command::new(&linked)))),
-        ("vmm", Box::new(|| ours(vmm.program()))),
-    ];
+    let mut contenders: Vec<(&'static str, Box<dyn Fn() -> Command>)> =
+        vec![("vmm, static", Box::new(|| ours(Command::new(&linked)))), ("vmm", Box::new(|| ours(vmm.program())))];
     if command::exists(QEMU) {
         contenders.push(("qemu", Box::new(|| qemu_command(&rom))));
     } else {
@@ -82,24 +89,30 @@ pub(super) fn run(runs: usize, vmm: &Vmm, paths: &Paths) -> Result<()> {
     let mut figures: Vec<Figures> = Vec::new();
     for (name, command) in &contenders {
         let system_calls = system_calls(&command(), &directory.join("strace"))?;
-        figures.push(Figures { name, milliseconds: Vec::new(), mib: Vec::new(), system_calls });
+        figures.push(Figures { name, milliseconds: Vec::new(), cpu: Vec::new(), mib: Vec::new(), system_calls });
     }
     for _ in 0..runs {
         for ((_, command), figures) in contenders.iter().zip(&mut figures) {
-            let (time, kib) = start(&mut command())?;
-            figures.milliseconds.push(time.as_secs_f64() * 1000.0);
-            figures.mib.push(kib as f64 / 1024.0);
+            let Start { elapsed, cpu, resident_kib } = start(&mut command())?;
+            figures.milliseconds.push(elapsed.as_secs_f64() * 1000.0);
+            figures.cpu.push(cpu.as_secs_f64() * 1000.0);
+            figures.mib.push(resident_kib as f64 / 1024.0);
         }
     }
     println!("\n{NAME}, medians of {runs} turns");
-    println!("{:<20} {:>12} {:>12} {:>13}", "", "first ms", "MiB beyond", "system calls");
+    println!("{:<14} {:>9} {:>9} {:>12} {:>13}", "", "first ms", "CPU ms", "MiB beyond", "system calls");
     figures.iter().for_each(|figures| println!("{}", figures.row()));
     let [linked, shared, qemu] = figures.as_slice() else { return Ok(()) };
-    let time = Figures::ratio(&linked.milliseconds, &qemu.milliseconds);
-    let memory = Figures::ratio(&linked.mib, &qemu.mib);
-    println!("static over QEMU: time {time:.2}, limit {TIME_LIMIT}; memory {memory:.3}, limit {MEMORY_LIMIT}");
-    let time_shared = Figures::ratio(&shared.milliseconds, &qemu.milliseconds);
-    println!("with a shared C library: time {time_shared:.2}, memory {:.3}", Figures::ratio(&shared.mib, &qemu.mib));
+    let over_qemu = |ours: &Figures| {
+        let [time, cpu] = [(&ours.milliseconds, &qemu.milliseconds), (&ours.cpu, &qemu.cpu)];
+        [time, cpu, (&ours.mib, &qemu.mib)].map(|(own, theirs)| Figures::ratio(own, theirs))
+    };
+    let [time, cpu, memory] = over_qemu(linked);
+    println!(
+        "static over QEMU: time {time:.2}, limit {TIME_LIMIT}; CPU {cpu:.2}; memory {memory:.3}, limit {MEMORY_LIMIT}"
+    );
+    let [time_shared, cpu_shared, memory_shared] = over_qemu(shared);
+    println!("with a shared C library: time {time_shared:.2}; CPU {cpu_shared:.2}; memory {memory_shared:.3}");
     if time > TIME_LIMIT || memory > MEMORY_LIMIT {
         return Err(Error::Failed("starting on KVM costs more than its limits".to_owned()));
     }
@@ -109,7 +122,9 @@ pub(super) fn run(runs: usize, vmm: &Vmm, paths: &Paths) -> Result<()> {
 fn usable(device: &Path) -> Result<()> {
     match std::fs::File::options().read(true).write(true).open(device) {
         Ok(_) => Ok(()),
-        Err(error) => Err(Error::Advice(format!("this host cannot run {NAME}: {} cannot be opened: {error}", device.display()))),
+        Err(error) => {
+            Err(Error::Advice(format!("this host cannot run {NAME}: {} cannot be opened: {error}", device.display())))
+        }
     }
 }
 
@@ -128,7 +143,9 @@ fn build_static(paths: &Paths) -> Result<PathBuf> {
 }
 
 fn our_command(mut program: Command, guest: &Path) -> Command {
-    program.args(["--machine", "microvm", "--accel", "kvm", "--memory", &format!("{GUEST_MIB}M"), "--kernel"]).arg(guest);
+    program
+        .args(["--machine", "microvm", "--accel", "kvm", "--memory", &format!("{GUEST_MIB}M"), "--kernel"])
+        .arg(guest);
     program
 }
 
@@ -143,20 +160,21 @@ fn qemu_command(rom: &Path) -> Command {
     command
 }
 
-/// Starts a contender, ends it when the guest's byte has come, and gives the time until then and the resident KiB outside the guest's RAM.
-fn start(command: &mut Command) -> Result<(Duration, u64)> {
+/// Starts a contender, looks at it when the guest's byte has come, and ends it.
+fn start(command: &mut Command) -> Result<Start> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let start = Instant::now();
     let mut child = command.spawn().map_err(|source| start_error(command, source))?;
     let mut byte = [0];
     let came = child.stdout.take().is_some_and(|mut stdout| stdout.read_exact(&mut byte).is_ok());
     let elapsed = start.elapsed();
+    let cpu = supervise::cpu_time(child.id());
     let resident = resident::above_guest(child.id(), GUEST_MIB);
     // It may have ended by itself, and is waited for in any case.
     let _ = child.kill();
     let output = child.wait_with_output().map_err(|source| start_error(command, source))?;
-    match resident.filter(|_| came && byte == [BYTE]) {
-        Some(kib) => Ok((elapsed, kib)),
+    match cpu.zip(resident).filter(|_| came && byte == [BYTE]) {
+        Some((cpu, resident_kib)) => Ok(Start { elapsed, cpu, resident_kib }),
         None => Err(Error::Failed(format!(
             "{}: the guest's byte did not come{}",
             command::shown(command),
@@ -189,7 +207,11 @@ fn start_traced(command: &mut Command) -> Result<()> {
     // strace passes SIGTERM on by ending its child.
     command::run(Command::new("kill").arg(child.id().to_string()))?;
     child.wait().map_err(|source| start_error(command, source))?;
-    if came { Ok(()) } else { Err(Error::Failed(format!("{}: the guest's byte did not come", command::shown(command)))) }
+    if came {
+        Ok(())
+    } else {
+        Err(Error::Failed(format!("{}: the guest's byte did not come", command::shown(command))))
+    }
 }
 
 /// Counts the calls in strace's log, one a line; one that another thread's interrupts has a second line, which says `resumed`.
