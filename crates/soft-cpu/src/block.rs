@@ -161,6 +161,32 @@ impl BlockCache {
     /// What the fetch raises: #PF, #GP for the code segment's limit.
     #[inline(always)]
     pub fn lookup(&mut self, core: &mut Core) -> Outcome<&Block> {
+        let slot = self.find(core)?;
+        match self.at(slot) {
+            Some(block) => Ok(block),
+            None => core.raise(exception::UD),
+        }
+    }
+
+    /// The block in a slot that [`BlockCache::find`] has just returned.
+    #[inline(always)]
+    pub(crate) fn at(&self, slot: usize) -> Option<&Block> {
+        self.table[slot].as_deref()
+    }
+
+    /// The block at this offset of the page of `block`, which is current, for the same mode; if it is known, and as current.
+    pub(crate) fn on_page_of(&self, block: &Block, offset: u64) -> Option<&Block> {
+        let key = Key { physical: block.key.physical & !0xfff | offset, ..block.key };
+        let found = self.at(self.slot(&key))?;
+        (!found.crosses && found.source.generation == block.source.generation).then_some(found)
+    }
+
+    /// The slot of the block at the current instruction pointer, decoded if need be.
+    ///
+    /// # Errors
+    /// As [`BlockCache::lookup`].
+    #[inline(always)]
+    pub(crate) fn find(&mut self, core: &mut Core) -> Outcome<usize> {
         let linear = core.fetch_linear()?;
         let physical = core.fetch_page(linear)?.physical() | linear & 0xfff;
         let key = Key::new(core, physical);
@@ -172,11 +198,7 @@ impl BlockCache {
             }
             _ => false,
         };
-        let slot = if hit { slot } else { self.fill(core, key, linear)? };
-        match &self.table[slot] {
-            Some(block) => Ok(block),
-            None => core.raise(exception::UD),
-        }
+        if hit { Ok(slot) } else { self.fill(core, key, linear) }
     }
 
     #[inline(always)]
@@ -248,7 +270,7 @@ impl BlockCache {
         for slot in &mut self.table {
             if let Some(block) = slot {
                 let heat = block.native.heat().min(255) as u8;
-                if block.native.is_translated() || heat != block.heat {
+                if block.native.is_held() || heat != block.heat {
                     block.heat = heat;
                 } else {
                     self.blocks -= 1;

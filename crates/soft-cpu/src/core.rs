@@ -154,10 +154,10 @@ pub struct Core {
     pub rights: Rights,
     /// Instructions of the running block to execute; set to zero to leave it after the current one.
     pub block_end: usize,
-    /// Translations for data.
-    pub tlb: Tlb,
     /// What generated code keeps here.
     pub(crate) native: NativeState,
+    /// Translations for data; generated code looks into them.
+    pub tlb: Tlb,
 
     /// How code is decoded now; see [`Core::update_mode`].
     pub mode: DecodeMode,

@@ -92,7 +92,7 @@ impl Cpu {
         self.core.tlb.set_useless(slow_paths);
         self.blocks.set_short(short_blocks);
         if let Some(translator) = &mut self.translator {
-            translator.set_debugging(flushes, perf_map);
+            translator.set_debugging(lockstep, flushes, perf_map);
         }
     }
 
@@ -211,17 +211,18 @@ impl Cpu {
                     },
                 }
             }
-            let stop = match self.blocks.lookup(core) {
+            let stop = match self.blocks.find(core) {
                 Err(stop) => stop,
-                Ok(block) => {
+                Ok(slot) => {
+                    let Some(block) = self.blocks.at(slot) else { unreachable!("a block was just found there") };
                     if let Some(translator) = &mut self.translator
                         && !shadowed
                         && core.system_flags & rflags::TF == 0
                     {
                         let budget = limit - core.counters.instructions;
                         let entered = match &mut self.lockstep {
-                            None => translator.run(core, block, budget),
-                            Some(lockstep) => lockstep.run(core, block, translator),
+                            None => translator.run(core, &self.blocks, block, budget),
+                            Some(lockstep) => lockstep.run(core, &self.blocks, block, translator),
                         };
                         match entered {
                             Entered::Diverged => return Exit::Diverged,

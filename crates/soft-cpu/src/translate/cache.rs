@@ -11,20 +11,25 @@ use guest_memory::{CodePages, code_overwrites};
 use tracing::{debug, error};
 use x86::InterruptShadow;
 
-use super::generate::{Place, Source, generate};
+use super::generate::{Generated, Place, Source, generate};
+use super::gs_base;
 use super::perf_map::PerfMap;
 use super::runtime::{self, Stubs};
 use super::state::{from_raw, to_raw};
-use crate::block::{Block, MAX_BLOCK_OPS};
+use super::trace::{self, MOST_OPS, Part};
+use crate::block::{Block, BlockCache, MAX_BLOCK_OPS};
 use crate::core::{Core, DecodeMode, GPR_PAGE, Outcome, Stop};
 use crate::op::Op;
-use crate::simd::Arena;
+use crate::simd::{self, Arena};
 
 /// Size of the code arena in bytes; pages are taken as they are filled.
 const ARENA_SIZE: usize = 64 << 20;
 
-/// No block's code is longer, in bytes: 64 instructions of less than 300 bytes each.
-const MAX_BLOCK_CODE: usize = 32 << 10;
+/// Most instructions of a translation.
+const MAX_OPS: usize = if MOST_OPS > MAX_BLOCK_OPS { MOST_OPS } else { MAX_BLOCK_OPS };
+
+/// No translation is longer in either part of the arena, in bytes: that many instructions of less than 320 bytes each.
+const MAX_CODE: usize = 320 * MAX_OPS;
 
 /// Most instructions that generated code runs before it looks at what waits: a few microseconds.
 const SLICE: u64 = 4096;
@@ -39,6 +44,8 @@ pub(crate) struct NativeBlock {
     heat: Cell<u32>,
     /// Number of its translation, plus one; zero if there is none.
     translation: Cell<u32>,
+    /// Generated code may hold on to the block's operations.
+    held: Cell<bool>,
     /// The epoch of its page when it was made.
     epoch: Cell<u64>,
     /// How often all blocks, with the thunks that their operations call, had been forgotten when it was decoded.
@@ -47,8 +54,18 @@ pub(crate) struct NativeBlock {
 
 impl NativeBlock {
     /// Whether generated code may hold on to the block's operations.
-    pub(crate) fn is_translated(&self) -> bool {
-        self.translation.get() != 0
+    pub(crate) fn is_held(&self) -> bool {
+        self.held.get()
+    }
+
+    /// Generated code is going to.
+    pub(super) fn hold(&self) {
+        self.held.set(true);
+    }
+
+    /// How hot the block is: executions by the interpreter, or all there are if it is translated.
+    pub(super) fn warmth(&self) -> u32 {
+        if self.translation.get() != 0 { u32::MAX } else { self.heat.get() }
     }
 
     /// Executions by the interpreter.
@@ -71,6 +88,10 @@ struct Translation {
     mode: DecodeMode,
     /// See [`Translator::live`].
     live: u32,
+    /// Instructions.
+    count: u16,
+    /// Where its further blocks begin, in the page.
+    further: Box<[u16]>,
 }
 
 /// A page with translations.
@@ -124,6 +145,8 @@ pub(crate) struct Translator {
     left_by: u32,
     /// Everything is forgotten often.
     flushes: bool,
+    /// See [`Source::alone`].
+    alone: bool,
     perf_map: Option<PerfMap>,
     pub(crate) statistics: TranslatorStatistics,
 }
@@ -149,7 +172,11 @@ impl Translator {
 
     /// The same with an arena of `size` bytes.
     pub(super) fn with_arena(threshold: u32, precise: bool, size: usize) -> Option<Self> {
-        let mut arena = match Arena::with_size(c"vmm-translations", size) {
+        if !gs_base::is_available() {
+            error!("this system lets no program set the base of GS: blocks are interpreted");
+            return None;
+        }
+        let mut arena = match Arena::with_size(c"vmm-translations", size, size / 5 * 2) {
             Ok(arena) => arena,
             Err(error) => {
                 error!(%error, "no memory for generated code: blocks are interpreted");
@@ -171,13 +198,15 @@ impl Translator {
             cleared: 0,
             left_by: 0,
             flushes: false,
+            alone: false,
             perf_map: None,
             statistics: TranslatorStatistics::default(),
         })
     }
 
     /// See [`Debugging`](crate::run::Debugging).
-    pub(crate) fn set_debugging(&mut self, flushes: bool, perf_map: bool) {
+    pub(crate) fn set_debugging(&mut self, lockstep: bool, flushes: bool, perf_map: bool) {
+        self.alone = lockstep;
         self.flushes = flushes;
         self.perf_map = if perf_map { PerfMap::open() } else { None };
     }
@@ -222,16 +251,16 @@ impl Translator {
 
     /// Runs `block`, which is current, and what it leads to, if it is translated or hot enough to be; for at most about `budget` instructions.
     #[inline(always)]
-    pub(crate) fn run(&mut self, core: &mut Core, block: &Block, budget: u64) -> Entered {
-        let Some(number) = self.prepare(core, block) else { return Entered::No };
-        // At least the block itself, or nothing would ever be executed.
-        let slice = budget.min(SLICE).max(block.ops.len() as u64) as i32;
+    pub(crate) fn run(&mut self, core: &mut Core, blocks: &BlockCache, block: &Block, budget: u64) -> Entered {
+        let Some(number) = self.prepare(core, blocks, block) else { return Entered::No };
+        // At least the translation itself, or nothing would ever be executed.
+        let slice = budget.min(SLICE).max(self.translations[number].count.into()) as i32;
         self.run_translation(core, block, number, slice)
     }
 
     /// The number of `block`'s translation, if it is translated or hot enough to be.
     #[inline(always)]
-    pub(crate) fn prepare(&mut self, core: &mut Core, block: &Block) -> Option<usize> {
+    pub(crate) fn prepare(&mut self, core: &mut Core, blocks: &BlockCache, block: &Block) -> Option<usize> {
         if !block.mode().has(DecodeMode::CODE64) || block.crosses_pages() {
             self.left_by = 0;
             return None;
@@ -248,7 +277,7 @@ impl Translator {
             self.flush(core);
         }
         self.follow_overwrites(core);
-        let number = self.translation(core, block);
+        let number = self.translation(core, blocks, block);
         match number {
             None => self.left_by = 0,
             Some(number) if self.left_by != 0 => self.link(self.left_by, number),
@@ -260,6 +289,16 @@ impl Translator {
     /// Status flags, as the decoder names them, that translation `number` or what follows it reads.
     pub(crate) fn live(&self, number: usize) -> u32 {
         self.translations[number].live
+    }
+
+    /// How many instructions translation `number` has.
+    pub(crate) fn count(&self, number: usize) -> usize {
+        self.translations[number].count.into()
+    }
+
+    /// The offsets in their page of the blocks of translation `number` that follow its first.
+    pub(crate) fn further(&self, number: usize) -> &[u16] {
+        &self.translations[number].further
     }
 
     /// Runs translation `number`, which [`Translator::prepare`] has just returned, and what it leads to, for about `slice` instructions.
@@ -280,7 +319,7 @@ impl Translator {
     #[inline(always)]
     pub(crate) fn run_known(&mut self, core: &mut Core, clears: u32, budget: u64) -> Entered {
         let settled = !self.flushes && self.cleared == clears && self.overwrites == code_overwrites();
-        if !settled || self.left_by != 0 || core.native.interpret || budget < MAX_BLOCK_OPS as u64 {
+        if !settled || self.left_by != 0 || core.native.interpret || budget < MAX_OPS as u64 {
             return Entered::No;
         }
         let Some((table, entry)) = core.jumps.find(core.mode, core.rip) else { return Entered::No };
@@ -296,7 +335,8 @@ impl Translator {
         core.shadow = InterruptShadow::None;
         self.left_by = runtime::enter(&self.stubs, core, entry);
         core.flags = from_raw(core.native.flags);
-        let executed = i64::from(slice) - i64::from(core.native.slice);
+        let executed =
+            i64::from(slice) - i64::from(core.native.slice) - i64::from(std::mem::take(&mut core.native.unused));
         core.counters.instructions = core.counters.instructions.wrapping_add_signed(executed);
         self.statistics.instructions = self.statistics.instructions.wrapping_add_signed(executed);
         self.statistics.entries += 1;
@@ -322,22 +362,22 @@ impl Translator {
         if !block.mode().has(DecodeMode::CODE64) || block.crosses_pages() {
             return None;
         }
-        if self.arena.room() < MAX_BLOCK_CODE {
+        if self.is_nearly_full() {
             self.flush(core);
         }
+        let bytes = &bytes[..usize::from(op.len)];
         let generated = generate(
             &Source {
-                bytes: &bytes[..usize::from(op.len)],
-                place: place(core, block.mode()),
-                ops: std::slice::from_ref(op),
+                parts: &[Part::new(bytes, place(core, block.mode()), std::slice::from_ref(op))],
                 mode: block.mode(),
+                alone: true,
             },
-            self.arena.next(),
+            (self.arena.next(simd::Part::Hot), self.arena.next(simd::Part::Cold)),
             &self.stubs,
             self.links.len() as u32,
             self.precise,
         )?;
-        let base = self.arena.append(&generated.code)?;
+        let base = self.place(&generated)?;
         // Nothing of this may be found again.
         core.jumps.clear();
         core.native.jump_table = core.jumps.table(block.mode());
@@ -353,7 +393,7 @@ impl Translator {
     }
 
     #[inline(always)]
-    fn translation(&mut self, core: &mut Core, block: &Block) -> Option<usize> {
+    fn translation(&mut self, core: &mut Core, blocks: &BlockCache, block: &Block) -> Option<usize> {
         let native = &block.native;
         let number = native.translation.get();
         if number != 0 {
@@ -376,32 +416,34 @@ impl Translator {
         if heat < self.threshold {
             return None;
         }
-        self.translate(core, block)
+        self.translate(core, blocks, block)
     }
 
     #[cold]
     #[inline(never)]
-    fn translate(&mut self, core: &mut Core, block: &Block) -> Option<usize> {
+    fn translate(&mut self, core: &mut Core, blocks: &BlockCache, block: &Block) -> Option<usize> {
         block.native.heat.set(0);
         let place = place(core, block.mode());
         let page = self.page(core, block.physical(), block.generation())?;
         let epoch = self.pages[page].epoch;
-        if self.arena.room() < MAX_BLOCK_CODE {
+        if self.is_nearly_full() {
             self.flush(core);
             return None;
         }
-        let base = self.arena.next();
-        let source = Source { bytes: block.bytes(), place, ops: &block.ops, mode: block.mode() };
-        let generated = generate(&source, base, &self.stubs, self.links.len() as u32, self.precise)?;
-        let placed = self.arena.append(&generated.code)?;
+        let (base, cold) = (self.arena.next(simd::Part::Hot), self.arena.next(simd::Part::Cold));
+        let parts = trace::follow(blocks, block, place, self.threshold.div_ceil(2));
+        let source = Source { parts: &parts, mode: block.mode(), alone: self.alone };
+        let generated = generate(&source, (base, cold), &self.stubs, self.links.len() as u32, self.precise)?;
+        let placed = self.place(&generated)?;
         debug_assert_eq!(placed, base);
         if let Some(map) = &mut self.perf_map {
-            map.name(base, generated.code.len(), core.rip, block.mode());
+            map.name(base, generated.hot.len(), core.rip, block.mode());
+            map.name(cold, generated.cold.len(), core.rip, block.mode());
         }
         let known = self.translations.len();
         for link in &generated.links {
             self.links.push(Link {
-                at: (base - self.stubs.enter) as u32 + link.at as u32,
+                at: (link.at - self.stubs.enter) as u32,
                 from: known as u32,
                 target: (link.target & 0xfff) as u16,
                 host_flags: link.host_flags,
@@ -415,11 +457,25 @@ impl Translator {
             place,
             live: generated.live,
             mode: block.mode(),
+            count: parts.iter().map(|part| part.ops.len() as u16).sum(),
+            further: parts.iter().skip(1).map(|part| (part.place.rip() & 0xfff) as u16).collect(),
         });
+        block.native.hold();
         block.native.translation.set(known as u32 + 1);
         block.native.epoch.set(epoch);
         self.statistics.translated += 1;
         Some(known)
+    }
+
+    /// A block might not fit any more.
+    fn is_nearly_full(&self) -> bool {
+        [simd::Part::Hot, simd::Part::Cold].into_iter().any(|part| self.arena.room(part) < MAX_CODE)
+    }
+
+    /// Puts finished code where it was generated for, and returns the address of the hot part.
+    fn place(&mut self, generated: &Generated) -> Option<u64> {
+        self.arena.append(simd::Part::Cold, &generated.cold)?;
+        self.arena.append(simd::Part::Hot, &generated.hot)
     }
 
     /// The record of a page; `None` if it has changed since the block was looked up.
@@ -461,7 +517,7 @@ fn place(core: &Core, mode: DecodeMode) -> Place {
 }
 
 fn place_stubs(arena: &mut Arena) -> Option<Stubs> {
-    let (code, stubs) = runtime::stubs(arena.next());
-    arena.append(&code)?;
+    let (code, stubs) = runtime::stubs(arena.next(simd::Part::Hot));
+    arena.append(simd::Part::Hot, &code)?;
     Some(stubs)
 }

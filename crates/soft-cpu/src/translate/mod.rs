@@ -18,6 +18,7 @@ mod classify;
 mod emit;
 mod flow;
 mod generate;
+mod gs_base;
 mod jumps;
 mod parse;
 mod perf_map;
@@ -28,6 +29,9 @@ mod runtime;
 mod state;
 #[cfg(test)]
 mod tests;
+mod trace;
+#[cfg(test)]
+mod trace_tests;
 mod vector;
 mod vector_state;
 #[cfg(test)]

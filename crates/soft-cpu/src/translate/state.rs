@@ -12,6 +12,8 @@ use crate::flags::LazyFlags;
 pub struct NativeState {
     /// Instructions until it returns; below zero it does.
     pub(crate) slice: i32,
+    /// What a trace that was left early has not used of the slice, if it was not to go on with it.
+    pub(crate) unused: i32,
     /// The guest's vector registers and MXCSR are in the host's; never while Rust runs.
     pub(crate) vectors: bool,
     /// And so are the x87 registers; never without the vector registers.
@@ -23,6 +25,8 @@ pub struct NativeState {
     /// Where an indirect call goes, and its code, while the return address is being stored.
     pub(crate) target: u64,
     pub(crate) target_code: u64,
+    /// The core's address.
+    pub(crate) core: usize,
     /// The host's stack pointer when generated code was entered.
     pub(crate) host_stack: u64,
     /// And where it called a handler.
