@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::error::Error;
 use crate::header::Header;
 use crate::layout::{Section, Verdict};
-use crate::measure::{Measurements, Measurer};
+use crate::measure::{Measured, Measurements, Measurer};
 use crate::metadata::Metadata;
 use crate::signature::SigningEntry;
 use crate::stream::{Contents, LargeParts};
@@ -90,7 +90,7 @@ impl BootImage {
         let start = self.initrd.len();
         let size = initrd.read_to_end(&mut self.initrd).inspect_err(|_| self.initrd.truncate(start))?;
         self.measurer.begin_ramdisk();
-        self.measurer.update_ramdisk(self.initrd.get(start..).unwrap_or_default());
+        self.measurer.update(Measured::Ramdisk, self.initrd.get(start..).unwrap_or_default());
         self.ramdisks.push(start..self.initrd.len());
         Ok(size)
     }

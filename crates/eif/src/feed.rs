@@ -1,79 +1,94 @@
-//! Feeds the measurements while an image is read: on a thread beside the reader if the image is large, else in its place.
+//! Feeds the measurements while an image is read or written: on threads beside whoever does that if the image is large, else in
+//! its place. Each digest has a thread of its own, because each costs as much as reading and the checksum do many times over.
 //!
-//! This is the one thread that the crate starts. It lives no longer than the call that reads the image.
+//! These are the only threads that the crate starts. They end with the feed.
 
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::{Builder, Scope, ScopedJoinHandle};
+use std::thread::{Builder, JoinHandle};
 
-use crate::measure::Measurer;
+use crate::measure::{ApplicationDigest, ImageDigest, Measured, Measurer, Part};
 
-/// Files smaller than this are measured faster than a thread starts.
+/// How many bytes are best given at a time: enough that handing them over costs nothing, few enough that they stay in a cache.
+pub(crate) const CHUNK: usize = 128 << 10;
+
+/// Less than this is measured faster than a thread starts.
 const SMALL: u64 = 4 << 20;
 
-/// How many buffers may wait to be measured. With the reader's own they must fit into a cache.
-const WAITING: usize = 4;
+/// How many buffers may wait for a thread, so that two threads and a reader on two processors find a processor each time that one
+/// of them waits.
+const WAITING: usize = 16;
 
-/// What a section's bytes are measured as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Measured {
-    /// A kernel or a command line.
-    Boot,
-    /// A ramdisk.
-    Ramdisk,
-}
-
-/// What the thread is told, in order.
-pub(crate) enum Step {
+/// What the threads are told, in order. The last one that has seen a buffer gives it back.
+#[derive(Clone)]
+enum Step {
     BeginRamdisk,
-    Bytes(Measured, Vec<u8>),
-}
-
-fn take(measurer: &mut Measurer, measured: Measured, bytes: &[u8]) {
-    match measured {
-        Measured::Boot => measurer.update(bytes),
-        Measured::Ramdisk => measurer.update_ramdisk(bytes),
-    }
+    Bytes(Measured, Arc<Vec<u8>>),
 }
 
 /// Where an image's bytes go to be measured, in their order.
-pub(crate) enum Feed<'scope> {
+pub(crate) enum Feed {
     /// Measured by whoever reads.
     Here { measurer: Box<Measurer>, spare: Vec<u8> },
-    /// Measured by a thread, which gives the buffers back.
-    Beside { steps: SyncSender<Step>, spare: Receiver<Vec<u8>>, thread: ScopedJoinHandle<'scope, Measurer> },
+    /// Measured by threads, which give the buffers back.
+    Beside { image: Worker<ImageDigest>, application: Worker<ApplicationDigest>, spare: Receiver<Vec<u8>> },
 }
 
-impl<'scope> Feed<'scope> {
-    /// A feed for measuring as the bytes are read.
+/// A thread that takes one of the digests.
+pub(crate) struct Worker<P> {
+    steps: SyncSender<Step>,
+    thread: JoinHandle<P>,
+}
+
+impl<P: Part + Default + Send + 'static> Worker<P> {
+    fn start(name: &str, done: SyncSender<Vec<u8>>) -> Option<Self> {
+        let (steps, to_do) = sync_channel(WAITING);
+        let measure = move || {
+            let mut part = P::default();
+            while let Ok(step) = to_do.recv() {
+                match step {
+                    Step::BeginRamdisk => part.begin_ramdisk(),
+                    Step::Bytes(measured, bytes) => {
+                        part.update(measured, &bytes);
+                        if let Some(buffer) = Arc::into_inner(bytes) {
+                            // The reader may be gone already, with an error.
+                            let _ = done.try_send(buffer);
+                        }
+                    }
+                }
+            }
+            part
+        };
+        let thread = Builder::new().name(name.to_owned()).spawn(measure).ok()?;
+        Some(Self { steps, thread })
+    }
+
+    fn send(&self, step: Step) {
+        self.steps.send(step).expect("a measuring thread ends after its reader");
+    }
+
+    fn finish(self) -> P {
+        drop(self.steps);
+        self.thread.join().expect("a measuring thread does not panic")
+    }
+}
+
+impl Feed {
+    /// A feed for measuring in place.
     pub(crate) fn here() -> Self {
         Self::Here { measurer: Box::default(), spare: Vec::new() }
     }
 
-    /// A feed for a file of this size, with a thread if that is worth one and the host has one to give.
-    pub(crate) fn beside<'env>(scope: &'scope Scope<'scope, 'env>, file_size: u64) -> Self {
-        if file_size < SMALL {
+    /// A feed for about so many bytes, with threads if that is worth them and the host has them to give.
+    pub(crate) fn of_size(size: u64) -> Self {
+        if size < SMALL {
             return Self::here();
         }
-        let (steps, to_do) = sync_channel(WAITING);
         // As many as can be under way, so that giving one back never blocks.
         let (done, spare) = sync_channel(WAITING + 2);
-        let measure = move || {
-            let mut measurer = Measurer::default();
-            while let Ok(step) = to_do.recv() {
-                match step {
-                    Step::BeginRamdisk => measurer.begin_ramdisk(),
-                    Step::Bytes(measured, bytes) => {
-                        take(&mut measurer, measured, &bytes);
-                        // The reader may be gone already, with an error.
-                        let _ = done.try_send(bytes);
-                    }
-                }
-            }
-            measurer
-        };
-        match Builder::new().name("measure".to_owned()).spawn_scoped(scope, measure) {
-            Ok(thread) => Self::Beside { steps, spare, thread },
-            Err(_) => Self::here(),
+        match (Worker::start("measure PCR0", done.clone()), Worker::start("measure PCR2", done)) {
+            (Some(image), Some(application)) => Self::Beside { image, application, spare },
+            _ => Self::here(),
         }
     }
 
@@ -81,19 +96,20 @@ impl<'scope> Feed<'scope> {
     pub(crate) fn begin_ramdisk(&mut self) {
         match self {
             Self::Here { measurer, .. } => measurer.begin_ramdisk(),
-            Self::Beside { steps, .. } => send(steps, Step::BeginRamdisk),
+            Self::Beside { image, application, .. } => {
+                image.send(Step::BeginRamdisk);
+                application.send(Step::BeginRamdisk);
+            }
         }
     }
 
-    /// An empty buffer, for [`give`](Self::give).
+    /// A buffer for [`give`](Self::give), with whatever was in it before.
     pub(crate) fn buffer(&mut self) -> Vec<u8> {
-        let mut buffer = match self {
+        match self {
             Self::Here { spare, .. } => std::mem::take(spare),
             // None has come back yet.
             Self::Beside { spare, .. } => spare.try_recv().unwrap_or_default(),
-        };
-        buffer.clear();
-        buffer
+        }
     }
 
     /// Measures the bytes of a buffer, or nothing of them, and has the buffer back.
@@ -101,20 +117,30 @@ impl<'scope> Feed<'scope> {
         match (self, measured) {
             (Self::Here { measurer, spare }, measured) => {
                 if let Some(measured) = measured {
-                    take(measurer, measured, &bytes);
+                    measurer.update(measured, &bytes);
                 }
                 *spare = bytes;
             }
-            (Self::Beside { steps, .. }, Some(measured)) => send(steps, Step::Bytes(measured, bytes)),
+            (Self::Beside { image, application, .. }, Some(measured)) => {
+                let step = Step::Bytes(measured, Arc::new(bytes));
+                application.send(step.clone());
+                image.send(step);
+            }
             (Self::Beside { .. }, None) => (),
         }
     }
 
-    /// Measures bytes that the reader keeps.
+    /// Measures bytes that the caller keeps.
     pub(crate) fn lend(&mut self, measured: Measured, bytes: &[u8]) {
-        match self {
-            Self::Here { measurer, .. } => take(measurer, measured, bytes),
-            Self::Beside { steps, .. } => send(steps, Step::Bytes(measured, bytes.to_vec())),
+        if let Self::Here { measurer, .. } = self {
+            measurer.update(measured, bytes);
+            return;
+        }
+        for chunk in bytes.chunks(CHUNK) {
+            let mut buffer = self.buffer();
+            buffer.clear();
+            buffer.extend_from_slice(chunk);
+            self.give(Some(measured), buffer);
         }
     }
 
@@ -122,16 +148,9 @@ impl<'scope> Feed<'scope> {
     pub(crate) fn finish(self) -> Measurer {
         match self {
             Self::Here { measurer, .. } => *measurer,
-            Self::Beside { steps, spare: _, thread } => {
-                drop(steps);
-                thread.join().expect("the measuring thread does not panic")
-            }
+            Self::Beside { image, application, spare: _ } => Measurer::of(image.finish(), application.finish()),
         }
     }
-}
-
-fn send(steps: &SyncSender<Step>, step: Step) {
-    steps.send(step).expect("the measuring thread ends after its reader");
 }
 
 #[cfg(test)]
@@ -139,9 +158,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_measures_what_the_reader_itself_would() {
-        let parts: Vec<Vec<u8>> = (0..40_u8).map(|number| vec![number; 1 + usize::from(number) * 97]).collect();
-        let fill = |feed: &mut Feed<'_>| {
+    fn threads_measure_what_the_reader_itself_would() {
+        let parts: Vec<Vec<u8>> = (0..40_u8).map(|number| vec![number; 1 + usize::from(number) * 9700]).collect();
+        let fill = |feed: &mut Feed| {
             for (number, part) in parts.iter().enumerate() {
                 if number % 10 == 9 {
                     feed.begin_ramdisk();
@@ -151,7 +170,7 @@ mod tests {
                     feed.lend(measured, part);
                 } else {
                     let mut buffer = feed.buffer();
-                    assert!(buffer.is_empty());
+                    buffer.clear();
                     buffer.extend_from_slice(part);
                     feed.give(Some(measured), buffer);
                 }
@@ -159,12 +178,9 @@ mod tests {
         };
         let mut here = Feed::here();
         fill(&mut here);
-        let beside = std::thread::scope(|scope| {
-            let mut beside = Feed::beside(scope, SMALL);
-            assert!(matches!(beside, Feed::Beside { .. }));
-            fill(&mut beside);
-            beside.finish()
-        });
-        assert_eq!(here.finish().measurements(), beside.measurements());
+        let mut beside = Feed::of_size(SMALL);
+        assert!(matches!(beside, Feed::Beside { .. }));
+        fill(&mut beside);
+        assert_eq!(here.finish().measurements(), beside.finish().measurements());
     }
 }

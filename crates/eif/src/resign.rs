@@ -10,7 +10,7 @@ use thiserror::Error;
 use crate::error::Error;
 use crate::header::{CRC_OFFSET, HEADER_SIZE, Header, MAX_SECTIONS, SECTION_HEADER_SIZE, SectionHeader, SectionKind};
 use crate::layout::{Layout, Section, Verdict};
-use crate::measure::{Measurements, Measurer};
+use crate::measure::{Measured, Measurements, Measurer};
 
 /// How many bytes are copied at a time.
 const CHUNK: usize = 128 << 10;
@@ -148,8 +148,8 @@ impl<W: Write> Copy<'_, W> {
             })?;
             crc.update(chunk);
             match kind {
-                SectionKind::Kernel | SectionKind::Cmdline => self.measurer.update(chunk),
-                SectionKind::Ramdisk => self.measurer.update_ramdisk(chunk),
+                SectionKind::Kernel | SectionKind::Cmdline => self.measurer.update(Measured::Boot, chunk),
+                SectionKind::Ramdisk => self.measurer.update(Measured::Ramdisk, chunk),
                 _ => (),
             }
             if kept {

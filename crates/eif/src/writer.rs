@@ -8,7 +8,7 @@ use crate::header::{
     CRC_OFFSET, CURRENT_VERSION, HEADER_SIZE, Header, MAGIC, MAX_SECTIONS, SECTION_HEADER_SIZE, SectionHeader,
     SectionKind,
 };
-use crate::measure::{Measurements, Measurer};
+use crate::measure::{Measured, Measurements, Measurer};
 use crate::metadata::Metadata;
 
 /// Why an image cannot be written.
@@ -84,11 +84,11 @@ impl Writer {
     /// The measurements of the image without its signature: PCR8 is `None`.
     pub fn measurements(&self) -> Measurements {
         let mut measurer = Measurer::default();
-        measurer.update(&self.kernel);
-        measurer.update(self.cmdline.as_bytes());
+        measurer.update(Measured::Boot, &self.kernel);
+        measurer.update(Measured::Boot, self.cmdline.as_bytes());
         for ramdisk in &self.ramdisks {
             measurer.begin_ramdisk();
-            measurer.update_ramdisk(ramdisk);
+            measurer.update(Measured::Ramdisk, ramdisk);
         }
         measurer.measurements()
     }
