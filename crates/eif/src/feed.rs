@@ -12,8 +12,8 @@ use crate::measure::{ApplicationDigest, ImageDigest, Measured, Measurer, Part};
 /// How many bytes are best given at a time: enough that handing them over costs nothing, few enough that they stay in a cache.
 pub(crate) const CHUNK: usize = 128 << 10;
 
-/// Less than this is measured faster than a thread starts.
-const SMALL: u64 = 4 << 20;
+/// So many bytes are measured in place before there are threads: fewer are measured faster than a thread starts.
+const SMALL: usize = 1 << 20;
 
 /// How many buffers may wait for a thread, so that two threads and a reader on two processors find a processor each time that one
 /// of them waits.
@@ -28,8 +28,8 @@ enum Step {
 
 /// Where an image's bytes go to be measured, in their order.
 pub(crate) enum Feed {
-    /// Measured by whoever reads.
-    Here { measurer: Box<Measurer>, spare: Vec<u8> },
+    /// Measured by whoever reads, up to so many bytes more.
+    Here { measurer: Box<Measurer>, spare: Vec<u8>, left: usize },
     /// Measured by threads, which give the buffers back.
     Beside { image: Worker<ImageDigest>, application: Worker<ApplicationDigest>, spare: Receiver<Vec<u8>> },
 }
@@ -40,11 +40,10 @@ pub(crate) struct Worker<P> {
     thread: JoinHandle<P>,
 }
 
-impl<P: Part + Default + Send + 'static> Worker<P> {
-    fn start(name: &str, done: SyncSender<Vec<u8>>) -> Option<Self> {
+impl<P: Part + Send + 'static> Worker<P> {
+    fn start(name: &str, mut part: P, done: SyncSender<Vec<u8>>) -> Option<Self> {
         let (steps, to_do) = sync_channel(WAITING);
         let measure = move || {
-            let mut part = P::default();
             while let Ok(step) = to_do.recv() {
                 match step {
                     Step::BeginRamdisk => part.begin_ramdisk(),
@@ -74,21 +73,25 @@ impl<P: Part + Default + Send + 'static> Worker<P> {
 }
 
 impl Feed {
-    /// A feed for measuring in place.
-    pub(crate) fn here() -> Self {
-        Self::Here { measurer: Box::default(), spare: Vec::new() }
+    /// A feed that has measured nothing yet.
+    pub(crate) fn new() -> Self {
+        Self::Here { measurer: Box::default(), spare: Vec::new(), left: SMALL }
     }
 
-    /// A feed for about so many bytes, with threads if that is worth them and the host has them to give.
-    pub(crate) fn of_size(size: u64) -> Self {
-        if size < SMALL {
-            return Self::here();
+    /// Measures in place, and goes on with threads if that was much and the host has threads to give.
+    fn measure_here(&mut self, measured: Measured, bytes: &[u8]) {
+        let Self::Here { measurer, left, .. } = self else { return };
+        measurer.update(measured, bytes);
+        if *left >= bytes.len() {
+            *left -= bytes.len();
+            return;
         }
         // As many as can be under way, so that giving one back never blocks.
         let (done, spare) = sync_channel(WAITING + 2);
-        match (Worker::start("measure PCR0", done.clone()), Worker::start("measure PCR2", done)) {
-            (Some(image), Some(application)) => Self::Beside { image, application, spare },
-            _ => Self::here(),
+        let (image, application) = measurer.parts();
+        match (Worker::start("measure PCR0", image, done.clone()), Worker::start("measure PCR2", application, done)) {
+            (Some(image), Some(application)) => *self = Self::Beside { image, application, spare },
+            _ => *left = usize::MAX,
         }
     }
 
@@ -114,29 +117,31 @@ impl Feed {
 
     /// Measures the bytes of a buffer, or nothing of them, and has the buffer back.
     pub(crate) fn give(&mut self, measured: Option<Measured>, bytes: Vec<u8>) {
-        match (self, measured) {
-            (Self::Here { measurer, spare }, measured) => {
-                if let Some(measured) = measured {
-                    measurer.update(measured, &bytes);
-                }
+        let Some(measured) = measured else {
+            if let Self::Here { spare, .. } = self {
                 *spare = bytes;
             }
-            (Self::Beside { image, application, .. }, Some(measured)) => {
-                let step = Step::Bytes(measured, Arc::new(bytes));
-                application.send(step.clone());
-                image.send(step);
-            }
-            (Self::Beside { .. }, None) => (),
+            return;
+        };
+        if let Self::Beside { image, application, .. } = self {
+            let step = Step::Bytes(measured, Arc::new(bytes));
+            application.send(step.clone());
+            image.send(step);
+            return;
+        }
+        self.measure_here(measured, &bytes);
+        if let Self::Here { spare, .. } = self {
+            *spare = bytes;
         }
     }
 
     /// Measures bytes that the caller keeps.
     pub(crate) fn lend(&mut self, measured: Measured, bytes: &[u8]) {
-        if let Self::Here { measurer, .. } = self {
-            measurer.update(measured, bytes);
-            return;
-        }
         for chunk in bytes.chunks(CHUNK) {
+            if let Self::Here { .. } = self {
+                self.measure_here(measured, chunk);
+                continue;
+            }
             let mut buffer = self.buffer();
             buffer.clear();
             buffer.extend_from_slice(chunk);
@@ -176,11 +181,13 @@ mod tests {
                 }
             }
         };
-        let mut here = Feed::here();
+        let mut here = Feed::new();
+        let Feed::Here { left, .. } = &mut here else { panic!("it starts in place") };
+        *left = usize::MAX;
         fill(&mut here);
-        let mut beside = Feed::of_size(SMALL);
-        assert!(matches!(beside, Feed::Beside { .. }));
+        let mut beside = Feed::new();
         fill(&mut beside);
+        assert!(matches!((&here, &beside), (Feed::Here { .. }, Feed::Beside { .. })));
         assert_eq!(here.finish().measurements(), beside.finish().measurements());
     }
 }

@@ -2,8 +2,10 @@
 
 use std::io::{self, Read};
 
-use crate::sha384::Sha384;
 use serde::{Serialize, Serializer};
+
+use crate::header::SectionKind;
+use crate::sha384::Sha384;
 
 /// A SHA-384 digest, the value of one PCR.
 pub type Digest = [u8; 48];
@@ -14,6 +16,13 @@ pub fn extend(old: &Digest, data: &[u8]) -> Digest {
 }
 
 /// The PCR of a whole file, as `nitro-cli pcr --input` has it: the file's digest, extended into 48 zero bytes.
+///
+/// ```
+/// // PCR2 of an image with one ramdisk is that of an empty file.
+/// let image = eif::Writer::new(b"a bzImage".to_vec(), "").ramdisk(vec![1]);
+/// assert_eq!(image.measurements().pcr2, eif::pcr_of(&b""[..])?);
+/// # Ok::<(), std::io::Error>(())
+/// ```
 pub fn pcr_of(mut file: impl Read) -> io::Result<Digest> {
     let mut hasher = Sha384::default();
     let mut buffer = vec![0; 128 << 10];
@@ -79,6 +88,17 @@ pub(crate) enum Measured {
     Ramdisk,
 }
 
+impl Measured {
+    /// What the data of a section is measured as; nothing if it is not.
+    pub(crate) fn of(kind: SectionKind) -> Option<Self> {
+        match kind {
+            SectionKind::Kernel | SectionKind::Cmdline => Some(Self::Boot),
+            SectionKind::Ramdisk => Some(Self::Ramdisk),
+            _ => None,
+        }
+    }
+}
+
 /// A digest of some of an image's bytes.
 pub(crate) trait Part {
     /// Starts the next ramdisk.
@@ -134,6 +154,11 @@ impl Part for ApplicationDigest {
 }
 
 impl Measurer {
+    /// Both digests, for whoever goes on with them apart.
+    pub(crate) fn parts(&self) -> (ImageDigest, ApplicationDigest) {
+        (self.image.clone(), self.application.clone())
+    }
+
     /// The measurer whose digests were taken apart from one another.
     pub(crate) fn of(image: ImageDigest, application: ApplicationDigest) -> Self {
         Self { image, application, certificate: None }

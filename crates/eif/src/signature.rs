@@ -42,6 +42,15 @@ pub enum SignatureError {
 }
 
 /// The first entry of a signature section.
+///
+/// ```
+/// # let certificate = std::fs::read("../eif-cli/tests/keys/p384.pem")?;
+/// let section = eif::SigningEntry::encode(&certificate, b"a COSE_Sign1")?;
+/// let entry = eif::SigningEntry::decode(&section)?;
+/// assert_eq!(entry.cose_sign1, b"a COSE_Sign1");
+/// assert_eq!(entry.certificate_der[0], 0x30);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SigningEntry {
     /// The signing certificate, DER. Its SHA-384 is what PCR8 is extended with.

@@ -72,32 +72,25 @@ impl Contents {
         large_parts: LargeParts,
         cmdline: &mut Vec<u8>,
     ) -> Result<(), Error> {
-        let feed = Feed::of_size(self.layout.file_size);
-        let mut pass = Pass { reader, crc: crc32fast::Hasher::new(), feed };
+        let mut pass = Pass { reader, crc: crc32fast::Hasher::new(), feed: Feed::new() };
         pass.crc.update(&self.layout.header.to_bytes()[..CRC_OFFSET]);
         let keep = large_parts == LargeParts::Keep;
         for (index, section) in self.layout.sections.iter().enumerate() {
             match section.kind {
-                SectionKind::Kernel => {
-                    pass.section(index, section, keep.then_some(&mut self.kernel), Some(Measured::Boot))?;
-                }
+                SectionKind::Kernel => pass.section(index, section, keep.then_some(&mut self.kernel))?,
                 SectionKind::Cmdline => {
                     cmdline.clear();
-                    pass.section(index, section, Some(cmdline), Some(Measured::Boot))?;
+                    pass.section(index, section, Some(cmdline))?;
                 }
                 SectionKind::Ramdisk => {
                     let start = self.initrd.len();
                     pass.feed.begin_ramdisk();
-                    pass.section(index, section, keep.then_some(&mut self.initrd), Some(Measured::Ramdisk))?;
+                    pass.section(index, section, keep.then_some(&mut self.initrd))?;
                     self.ramdisks.push(start..self.initrd.len());
                 }
-                SectionKind::Signature => {
-                    pass.section(index, section, Some(self.signature.insert(Vec::new())), None)?;
-                }
-                SectionKind::Metadata => {
-                    pass.section(index, section, Some(self.metadata_json.insert(Vec::new())), None)?;
-                }
-                SectionKind::Invalid | SectionKind::Unknown(_) => pass.section(index, section, None, None)?,
+                SectionKind::Signature => pass.section(index, section, Some(self.signature.insert(Vec::new())))?,
+                SectionKind::Metadata => pass.section(index, section, Some(self.metadata_json.insert(Vec::new())))?,
+                SectionKind::Invalid | SectionKind::Unknown(_) => pass.section(index, section, None)?,
             }
         }
         self.crc = pass.crc.finalize();
@@ -152,15 +145,10 @@ struct Pass<'a, R> {
 
 impl<R: Read + Seek> Pass<'_, R> {
     /// Reads a section's data once, to the end of `kept` if it is to be kept.
-    fn section(
-        &mut self,
-        index: usize,
-        section: &Section,
-        mut kept: Option<&mut Vec<u8>>,
-        measured: Option<Measured>,
-    ) -> Result<(), Error> {
+    fn section(&mut self, index: usize, section: &Section, mut kept: Option<&mut Vec<u8>>) -> Result<(), Error> {
         let Section { kind, size, .. } = *section;
         let offset = section.data_offset();
+        let measured = Measured::of(kind);
         if let Some(bytes) = &mut kept {
             let out_of_memory = || Error::OutOfMemory { index, kind, size };
             // The layout has been checked: the file does hold that many bytes, so the reservation is not a claim's.

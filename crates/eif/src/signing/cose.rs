@@ -76,6 +76,20 @@ impl SignedPcr {
 }
 
 /// A signature that is to be made over a PCR0.
+///
+/// ```
+/// use eif::signing::{Request, SigningKey};
+///
+/// # let certificate = std::fs::read("../eif-cli/tests/keys/p256.pem")?;
+/// # let key = std::fs::read("../eif-cli/tests/keys/p256.key.pem")?;
+/// let image = eif::Writer::new(b"a bzImage".to_vec(), "console=ttyS0").ramdisk(vec![1]);
+/// let request = Request::new(&image.measurements().pcr0, &certificate)?;
+/// // With a key at hand. With a key in hardware, `to_be_signed` goes there, and `finish` takes what comes back.
+/// let section = request.sign(&SigningKey::from_pem(&key)?)?;
+/// let signed = image.signature(section).to_vec()?;
+/// # assert!(eif::BootImage::read(std::io::Cursor::new(signed))?.signing_entry.is_some());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Request {
     certificate_pem: Vec<u8>,
