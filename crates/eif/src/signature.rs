@@ -61,6 +61,16 @@ pub struct SigningEntry {
     pub cose_sign1: Vec<u8>,
 }
 
+/// What is wrong with CBOR, in words; the decoder's own text is that of its data structures.
+pub(crate) fn cbor_reason<T>(error: &ciborium::de::Error<T>) -> String {
+    match error {
+        ciborium::de::Error::Io(_) => "it ends early".to_owned(),
+        ciborium::de::Error::Syntax(offset) => format!("byte {offset:#x} is not cbor"),
+        ciborium::de::Error::Semantic(_, reason) => reason.clone(),
+        ciborium::de::Error::RecursionLimitExceeded => "it is nested too deep".to_owned(),
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 struct Entry {
     signing_certificate: Vec<u8>,
@@ -75,7 +85,7 @@ impl SigningEntry {
             return Err(SignatureError::TooLong { found });
         }
         let entries: Vec<Entry> = ciborium::de::from_reader_with_recursion_limit(&mut section, MAX_DEPTH)
-            .map_err(|error| SignatureError::Cbor { reason: error.to_string() })?;
+            .map_err(|error| SignatureError::Cbor { reason: cbor_reason(&error) })?;
         let first = entries.into_iter().next().ok_or(SignatureError::Empty)?;
         let mut certificates =
             pem::certificates(&first.signing_certificate).map_err(|reason| SignatureError::Pem { reason })?;
@@ -107,6 +117,16 @@ mod tests {
         let entry = SigningEntry::decode(&section).unwrap();
         assert_eq!((&*entry.certificate_der, &*entry.cose_sign1), (&[0x30, 3, 2, 1, 5][..], &b"cose"[..]));
         assert!(matches!(SigningEntry::encode(&[b'a'; 20000], b""), Err(SignatureError::TooLong { .. })));
+    }
+
+    #[test]
+    fn what_is_wrong_with_cbor_is_told_in_words() {
+        let text = |section: &[u8]| SigningEntry::decode(section).unwrap_err().to_string();
+        let start = "it is not a cbor array of signing_certificate and signature: ";
+        assert_eq!(text(b""), format!("{start}it ends early"));
+        assert_eq!(text(b"\x81\xff"), format!("{start}byte 0x1 is not cbor"));
+        assert_eq!(text(b"\x81\xa0"), format!("{start}missing field `signing_certificate`"));
+        assert_eq!(text(&[0x81; 40]), format!("{start}it is nested too deep"));
     }
 
     #[test]

@@ -14,8 +14,8 @@ use eif::signing::{self, Certificate, Request, SigningKey};
 use eif::{Description, Judgement, SigningEntry};
 
 use support::{
-    CMDLINE, COUNT, FLAGS, KERNEL, METADATA, OFFSETS, RAMDISK, SIGNATURE, SIZES, VERSION, fix_crc, image_of, plain_image,
-    plain_with, put, section_offset,
+    CMDLINE, COUNT, FLAGS, KERNEL, METADATA, OFFSETS, RAMDISK, SIGNATURE, SIZES, VERSION, fix_crc, image_of,
+    plain_image, plain_with, put, section_offset,
 };
 
 const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/verdicts.txt");

@@ -93,8 +93,7 @@ pub(super) fn run(runs: usize, json: &Path, paths: &Paths) -> Result<()> {
             println!("  openssl {openssl}; eif {eif}; ratio {:.2}", eif.seconds / openssl.seconds);
             pairs.push(Pair { openssl, eif });
         }
-        let aws_crate =
-            if aws_crate.exists() { Some(timed(Command::new(&aws_crate).arg(&image))?) } else { None };
+        let aws_crate = if aws_crate.exists() { Some(timed(Command::new(&aws_crate).arg(&image))?) } else { None };
         let row = Row::of(shape, pairs, aws_crate);
         print!("{row}");
         rows.push(row);
