@@ -53,7 +53,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("guest-init", &[]),
     ("xtask", &["eif"]),
     ("whole-machine-tests", &[]),
-    ("fuzz-targets", &["attestation", "bus", "eif", "event-loop", "guest-memory", "nsm", "virtio", "vsock"]),
+    ("fuzz-targets", &["attestation", "boot", "bus", "eif", "event-loop", "guest-memory", "nsm", "virtio", "vsock"]),
 ];
 
 /// Source files outside `soft-cpu` and `guest-memory` that may allow unsafe code, with the reason.
@@ -64,6 +64,7 @@ const UNSAFE_ALLOWED: &[(&str, &str)] = &[
     ("crates/soft-cpu/tests/", "running instructions on the host to compare with"),
     ("crates/accel-kvm/src/", "system calls of KVM, and the page that each vCPU shares with the kernel"),
     ("crates/guest-memory/src/ram.rs", "advice on the mapping of guest RAM"),
+    ("crates/boot/src/ram.rs", "decompressing into guest RAM"),
     ("crates/eif/src/sha384/avx2.rs", "calling code of AVX2, where the host has it, and its rounds in assembly"),
     ("crates/eif/tests/allocation.rs", "an allocator that watches what the reader allocates"),
     ("crates/vmm/src/", "terminal and signal calls of the C library"),

@@ -11,7 +11,9 @@
 mod clock;
 mod platform;
 mod pvclock;
+mod sampler;
 mod sleeper;
+mod statistics;
 mod vcpu;
 mod vm;
 
@@ -35,11 +37,13 @@ pub struct SoftAccelerator {
     pub translator: TranslatorMode,
     /// What is done to find its errors. In lockstep the VM must have one vCPU, and its time goes by instructions.
     pub debugging: Debugging,
+    /// Whether a thread looks where the vCPUs' time goes, for their statistics.
+    pub sampling: bool,
 }
 
 impl Default for SoftAccelerator {
     fn default() -> Self {
-        Self { translator: TranslatorMode::DEFAULT, debugging: Debugging::default() }
+        Self { translator: TranslatorMode::DEFAULT, debugging: Debugging::default(), sampling: false }
     }
 }
 
@@ -59,6 +63,6 @@ impl Accelerator for SoftAccelerator {
         if self.debugging.lockstep && config.vcpus != 1 {
             return Err(AccelError::VcpuCount { backend: "soft (in lockstep)", requested: config.vcpus, most: 1 });
         }
-        Ok(Arc::new(SoftVm::new(config, *self)))
+        Ok(Arc::new(SoftVm::new(&config, *self)))
     }
 }

@@ -7,13 +7,21 @@ use accel::conformance;
 use crate::{Debugging, SoftAccelerator, TranslatorMode};
 
 /// Everything is interpreted.
-const INTERPRETED: SoftAccelerator = SoftAccelerator { translator: TranslatorMode::Off, debugging: PLAIN };
+const INTERPRETED: SoftAccelerator =
+    SoftAccelerator { translator: TranslatorMode::Off, debugging: PLAIN, sampling: false };
 /// Every block is translated when it is first executed.
 const TRANSLATED: SoftAccelerator =
-    SoftAccelerator { translator: TranslatorMode::On { threshold: 1, precise: false }, debugging: PLAIN };
+    SoftAccelerator { translator: TranslatorMode::On { threshold: 1, precise: false }, ..INTERPRETED };
 
-const PLAIN: Debugging =
-    Debugging { lockstep: false, slow_paths: false, short_blocks: false, flushes: false, perf_map: false };
+const PLAIN: Debugging = Debugging {
+    lockstep: false,
+    slow_paths: false,
+    short_blocks: false,
+    flushes: false,
+    perf_map: false,
+    code_cache: None,
+    count_accesses: false,
+};
 
 #[test]
 fn every_conformance_guest_passes_interpreted() {

@@ -15,6 +15,7 @@ use tracing::debug;
 use x86::{Activity, CpuState, LocalApicState, Segment, gpr, msr};
 
 use crate::platform::{NoBoard, SoftPlatform};
+use crate::statistics;
 use crate::vm::VmShared;
 
 /// Instructions between two looks at the APIC timer: some 0.2 ms of interpretation.
@@ -34,7 +35,8 @@ pub(crate) struct SoftVcpu {
 impl SoftVcpu {
     pub(crate) fn new(shared: Arc<VmShared>, id: usize) -> Self {
         let platform = SoftPlatform::new(Arc::clone(&shared), id, Arc::new(NoBoard));
-        let core = Core::new(Ram::new(&shared.memory), Box::new(platform), shared.group.link(id));
+        let mut core = Core::new(Ram::new(&shared.memory), Box::new(platform), shared.group.link(id));
+        core.layer = shared.vcpus[id].times.layer.clone();
         let activity = if id == 0 { Activity::Running } else { Activity::WaitForSipi };
         let mut cpu = Cpu::new(core);
         cpu.set_translator(shared.accelerator.translator);
@@ -208,22 +210,7 @@ impl Vcpu for SoftVcpu {
     }
 
     fn statistics(&self) -> Vec<(&'static str, u64)> {
-        let counters = self.cpu.core.counters;
-        let translator = self.cpu.translator_statistics();
-        vec![
-            ("instructions", counters.instructions),
-            ("blocks executed", counters.blocks),
-            ("blocks decoded", counters.decoded),
-            ("page walks", counters.walks),
-            ("exceptions and interrupts", counters.events),
-            ("device accesses", counters.io),
-            ("blocks translated", translator.translated),
-            ("instructions in translated blocks", translator.instructions),
-            ("entries into translated blocks", translator.entries),
-            ("of them by a jump not yet linked", translator.unlinked),
-            ("code cache flushes", translator.flushes),
-            ("blocks compared in lockstep", self.cpu.compared()),
-        ]
+        statistics::of(&self.cpu, self.shared.accelerator, &self.shared.vcpus[self.id].times)
     }
 }
 

@@ -13,6 +13,7 @@ use x86::cpuid::CpuidTable;
 
 use crate::SoftAccelerator;
 use crate::clock::{TSC_KHZ, VmClock};
+use crate::sampler::{self, Times};
 use crate::sleeper::Sleeper;
 use crate::vcpu::SoftVcpu;
 
@@ -26,6 +27,7 @@ pub(crate) struct VcpuShared {
     /// The kvmclock page's MSR.
     pub(crate) system_time_msr: AtomicU64,
     pub(crate) cpuid: CpuidTable,
+    pub(crate) times: Times,
 }
 
 /// What all vCPUs of a VM share.
@@ -61,6 +63,7 @@ impl VmShared {
                 tsc_offset: AtomicU64::new(0),
                 system_time_msr: AtomicU64::new(0),
                 cpuid: cpuid::table(&host, config.vcpus, id, TSC_KHZ),
+                times: Times::default(),
             })
             .collect();
         Self {
@@ -156,8 +159,12 @@ impl VmShared {
 pub(crate) struct SoftVm(Arc<VmShared>);
 
 impl SoftVm {
-    pub(crate) fn new(config: VmConfig, accelerator: SoftAccelerator) -> Self {
-        Self(Arc::new(VmShared::new(&config, accelerator)))
+    pub(crate) fn new(config: &VmConfig, accelerator: SoftAccelerator) -> Self {
+        let shared = Arc::new(VmShared::new(config, accelerator));
+        if accelerator.sampling {
+            sampler::start(&shared);
+        }
+        Self(shared)
     }
 }
 

@@ -1,4 +1,4 @@
-//! ELF64 executables (System V ABI, chapters 4 and 5), loaded in one forward pass so that a decompressor can be the source.
+//! ELF64 executables (System V ABI, chapters 4 and 5), loaded in one forward pass so that a decompressor can be the source, or moved within the guest's RAM.
 
 use std::io::Read;
 use std::ops::Range;
@@ -19,7 +19,7 @@ const HEAD_SIZE: usize = MAX_TABLE_OFFSET as usize + MAX_PROGRAM_HEADERS as usiz
 const PT_LOAD: u32 = 1;
 
 /// Most bytes that are kept of what follows the file; the relocations of a distribution's kernel are one MiB.
-const MAX_REST: u64 = 64 << 20;
+pub(crate) const MAX_REST: u64 = 64 << 20;
 
 pub(crate) struct LoadedElf {
     pub entry: u64,
@@ -39,43 +39,65 @@ pub(crate) struct Manner {
     pub with_rest: bool,
 }
 
-struct Segment {
+pub(crate) struct Segment {
     index: usize,
-    offset: u64,
-    address: u64,
-    file_size: u64,
+    pub(crate) offset: u64,
+    pub(crate) address: u64,
+    pub(crate) file_size: u64,
     memory_size: u64,
 }
 
+impl Segment {
+    /// The error that says what is wrong with it.
+    pub(crate) fn wrong(&self, name: &str, what: String) -> BootError {
+        BootError::ElfSegment { name: name.to_owned(), index: self.index, what }
+    }
+}
+
+/// Where a file is taken from.
+pub(crate) trait Source {
+    /// Its first bytes, at most so many; called once, before anything else.
+    fn head(&mut self, size: usize) -> Result<Vec<u8>, BootError>;
+
+    /// Copies the file's part of the segments to their places; they are sorted by their offset in the file, and apart. Returns what follows `rest_from` and the last segment, if that is wanted; nothing if it is
+    /// more than [`MAX_REST`].
+    fn place(&mut self, ram: &Ram<'_>, segments: &[Segment], rest_from: Option<u64>) -> Result<Vec<u8>, BootError>;
+}
+
 /// A source that is only read forwards.
-struct Stream<'a, R> {
+pub(crate) struct Stream<'a, R> {
     name: &'a str,
     reader: R,
+    /// What has been read as the head, and comes again.
+    head: Vec<u8>,
     at: u64,
 }
 
-impl<R: Read> Stream<'_, R> {
+impl<'a, R: Read> Stream<'a, R> {
+    pub(crate) fn new(name: &'a str, reader: R) -> Self {
+        Self { name, reader, head: Vec::new(), at: 0 }
+    }
+
     fn read_error(&self, source: std::io::Error) -> BootError {
         BootError::Read { name: self.name.to_owned(), source }
     }
 
     fn skip_to(&mut self, offset: u64) -> Result<(), BootError> {
         let distance = offset.saturating_sub(self.at);
-        let skipped = std::io::copy(&mut self.reader.by_ref().take(distance), &mut std::io::sink());
+        let skipped = std::io::copy(&mut self.by_ref().take(distance), &mut std::io::sink());
         let skipped = skipped.map_err(|e| self.read_error(e))?;
-        self.at += skipped;
         if skipped < distance {
             return Err(self.read_error(std::io::ErrorKind::UnexpectedEof.into()));
         }
         Ok(())
     }
 
-    /// What follows `offset`, or the place that has been reached if that is further; nothing if it is too much.
+    /// What follows `offset`, or the place that has been reached if that is further.
     fn rest_from(&mut self, offset: u64) -> Result<Vec<u8>, BootError> {
         let distance = offset.saturating_sub(self.at);
         let mut rest = Vec::new();
-        let skipped = std::io::copy(&mut self.reader.by_ref().take(distance), &mut std::io::sink());
-        let read = skipped.and_then(|_| self.reader.by_ref().take(MAX_REST + 1).read_to_end(&mut rest));
+        let skipped = std::io::copy(&mut self.by_ref().take(distance), &mut std::io::sink());
+        let read = skipped.and_then(|_| self.by_ref().take(MAX_REST + 1).read_to_end(&mut rest));
         match read {
             Ok(read) if read as u64 <= MAX_REST => Ok(rest),
             Ok(_) => Ok(Vec::new()),
@@ -84,15 +106,39 @@ impl<R: Read> Stream<'_, R> {
     }
 }
 
+impl<R: Read> Read for Stream<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let mut head = self.head.get(usize::try_from(self.at).unwrap_or(usize::MAX)..).unwrap_or_default();
+        let read = if head.is_empty() { self.reader.read(buffer) } else { head.read(buffer) }?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}
+
+impl<R: Read> Source for Stream<'_, R> {
+    fn head(&mut self, size: usize) -> Result<Vec<u8>, BootError> {
+        let mut head = Vec::new();
+        self.reader.by_ref().take(size as u64).read_to_end(&mut head).map_err(|e| self.read_error(e))?;
+        self.head = head.clone();
+        Ok(head)
+    }
+
+    fn place(&mut self, ram: &Ram<'_>, segments: &[Segment], rest_from: Option<u64>) -> Result<Vec<u8>, BootError> {
+        for segment in segments {
+            self.skip_to(segment.offset)?;
+            ram.copy(self.name, self, segment.address, segment.file_size)?;
+        }
+        rest_from.map_or(Ok(Vec::new()), |offset| self.rest_from(offset))
+    }
+}
+
 fn le<const N: usize>(bytes: &[u8], offset: usize) -> u64 {
     bytes[offset..offset + N].iter().rev().fold(0, |value, b| value << 8 | u64::from(*b))
 }
 
 /// Copies the file's segments to their physical addresses and zeroes the rest of them.
-pub(crate) fn load(ram: &Ram<'_>, name: &str, mut reader: impl Read, manner: Manner) -> Result<LoadedElf, BootError> {
-    let mut head = Vec::new();
-    let read = reader.by_ref().take(HEAD_SIZE as u64).read_to_end(&mut head);
-    read.map_err(|source| BootError::Read { name: name.to_owned(), source })?;
+pub(crate) fn load(ram: &Ram<'_>, name: &str, source: &mut dyn Source, manner: Manner) -> Result<LoadedElf, BootError> {
+    let head = source.head(HEAD_SIZE)?;
     let part = |offset: usize, len: usize| {
         let truncated = || BootError::Truncated {
             name: name.to_owned(),
@@ -120,24 +166,17 @@ pub(crate) fn load(ram: &Ram<'_>, name: &str, mut reader: impl Read, manner: Man
             segments.push(segment);
         }
     }
-    // Segments may hold the headers too, so the pass over the file starts at its front again.
-    let mut stream = Stream { name, reader: head.as_slice().chain(reader), at: 0 };
     check_segments(ram, name, &mut segments, manner.limit)?;
-    for segment in &segments {
-        if segment.file_size > 0 {
-            stream.skip_to(segment.offset)?;
-            ram.copy(name, &mut stream.reader, segment.address, segment.file_size)?;
-            stream.at += segment.file_size;
-        }
-        ram.zero(segment.address + segment.file_size, segment.memory_size - segment.file_size)?;
-    }
     let holds = |s: &Segment| (s.address..s.address + s.memory_size).contains(&entry);
     if !segments.iter().any(holds) {
         return Err(BootError::ElfEntry { name: name.to_owned(), entry });
     }
     let start = segments.iter().map(|s| s.address).min().unwrap_or(entry);
     let end = segments.iter().map(|s| s.address + s.memory_size).max().unwrap_or(entry);
-    let rest = if manner.with_rest { stream.rest_from(sections_end)? } else { Vec::new() };
+    let rest = source.place(ram, &segments, manner.with_rest.then_some(sections_end))?;
+    for segment in &segments {
+        ram.zero(segment.address + segment.file_size, segment.memory_size - segment.file_size)?;
+    }
     Ok(LoadedElf { entry, memory: start..end, rest })
 }
 
@@ -174,16 +213,16 @@ fn check_header(name: &str, header: &[u8]) -> Result<(), BootError> {
 
 /// Sorts the segments by their place in the file, and checks that they are in RAM, apart, and within the file.
 fn check_segments(ram: &Ram<'_>, name: &str, segments: &mut [Segment], limit: u64) -> Result<(), BootError> {
-    let wrong = |index, what: String| Err(BootError::ElfSegment { name: name.to_owned(), index, what });
+    let wrong = |s: &Segment, what| Err(s.wrong(name, what));
     segments.sort_by_key(|s| s.address);
     let mut free_from = 0;
     for s in segments.iter() {
         if s.file_size > s.memory_size {
-            return wrong(s.index, format!("has {} bytes in the file but {} in memory", s.file_size, s.memory_size));
+            return wrong(s, format!("has {} bytes in the file but {} in memory", s.file_size, s.memory_size));
         }
         let range = ram.kernel_range(name, s.address, s.memory_size)?;
         if range.start < free_from {
-            return wrong(s.index, format!("overlaps another at {:#x}", range.start));
+            return wrong(s, format!("overlaps another at {:#x}", range.start));
         }
         free_from = range.end;
     }
@@ -192,10 +231,10 @@ fn check_segments(ram: &Ram<'_>, name: &str, segments: &mut [Segment], limit: u6
     for s in segments.iter().filter(|s| s.file_size > 0) {
         let end = s.offset.checked_add(s.file_size).filter(|end| *end <= limit);
         let Some(end) = end else {
-            return wrong(s.index, format!("of {} bytes at {:#x} passes the end {limit:#x}", s.file_size, s.offset));
+            return wrong(s, format!("of {} bytes at {:#x} passes the end {limit:#x}", s.file_size, s.offset));
         };
         if s.offset < read_to {
-            return wrong(s.index, format!("at {:#x} of the file overlaps what ends at {read_to:#x}", s.offset));
+            return wrong(s, format!("at {:#x} of the file overlaps what ends at {read_to:#x}", s.offset));
         }
         read_to = end;
     }

@@ -164,6 +164,15 @@ pub enum BootError {
         #[source]
         source: std::io::Error,
     },
+    /// A zstd payload is damaged, or larger than the kernel says.
+    #[error("cannot decompress {name}")]
+    Zstd {
+        /// The image.
+        name: String,
+        /// The reason.
+        #[source]
+        source: crate::zstd::ZstdError,
+    },
     /// The boot structures themselves do not fit.
     #[error("the machine has no memory at {start:#x}..{end:#x}, where boot structures belong; give it at least 1 MiB")]
     NoMemory {

@@ -10,8 +10,6 @@
 //! DEVNOTE: linux-loader's `bootparam` structures were tempting, but exist only where the *host* is x86, and its loaders trust sizes
 //! in the image; the zero page here is bytes at documented offsets.
 
-#![forbid(unsafe_code)]
-
 mod cpu;
 mod e820;
 mod elf;
@@ -24,7 +22,9 @@ mod ram;
 mod setup_header;
 #[cfg(test)]
 mod testing;
+mod unpacked;
 mod zero_page;
+pub mod zstd;
 
 use std::io::{Cursor, Read};
 use std::ops::Range;
@@ -34,12 +34,13 @@ use tracing::{debug, info};
 use x86::CpuState;
 
 pub use e820::{E820Entry, E820Kind};
-use elf::Manner;
+use elf::{Manner, Stream};
 pub use error::BootError;
 use kaslr::{Relocations, Shift};
-use payload::Payload;
+use payload::{Packed, Payload};
 use ram::Ram;
 use setup_header::SetupHeader;
+use unpacked::Unpacked;
 use zero_page::ZeroPage;
 
 /// Bytes to be copied into guest memory, from wherever they are.
@@ -124,7 +125,8 @@ struct Entered {
 
 /// Puts the kernel, its ramdisk, its parameters and the tables of long mode into guest memory.
 ///
-/// Everything is written, zeroes included, so that memory which a previous run has used may be loaded again.
+/// Everything is written, zeroes included, so that memory which a previous run has used may be loaded again. Nobody else may use the memory meanwhile: no
+/// processor runs, and no device has a queue in it.
 ///
 /// # Errors
 /// [`BootError`] when the image is none that can be booted, is damaged, or does not fit.
@@ -139,7 +141,7 @@ pub fn load(memory: &GuestMemory, request: Request<'_>) -> Result<Loaded, BootEr
         }
         Some(ImageKind::Elf) => {
             let manner = Manner { limit: request.kernel.len() as u64, shift: 0, with_rest: false };
-            let loaded = elf::load(&ram, name, Cursor::new(request.kernel), manner)?;
+            let loaded = elf::load(&ram, name, &mut Stream::new(name, Cursor::new(request.kernel)), manner)?;
             let entered = Entered { entry: loaded.entry, memory: loaded.memory, guest_decompresses: false };
             (SetupHeader::of_elf(), entered)
         }
@@ -171,7 +173,7 @@ fn load_bzimage(ram: &Ram<'_>, request: &Request<'_>, header: &mut SetupHeader) 
     let memory = ram.kernel_range(name, header.pref_address, header.init_size.into())?;
     if request.decompressor == Decompressor::Vmm {
         match Payload::of(request.kernel, header)? {
-            Payload::Known(reader) => return load_payload(ram, request, header, reader),
+            Payload::Known(packed) => return load_payload(ram, request, header, packed),
             Payload::Unknown(what) => info!("{name}: {what} payload is left to the kernel's own decompressor"),
         }
     }
@@ -180,21 +182,30 @@ fn load_bzimage(ram: &Ram<'_>, request: &Request<'_>, header: &mut SetupHeader) 
     Ok(Entered { entry, memory, guest_decompresses: true })
 }
 
-/// Loads the vmlinux that `reader` gives, and moves it if that is asked for and possible.
+/// Loads the vmlinux that is in the payload, and moves it if that is asked for and possible.
 fn load_payload(
     ram: &Ram<'_>,
     request: &Request<'_>,
     header: &mut SetupHeader,
-    reader: impl Read,
+    packed: Packed<'_>,
 ) -> Result<Entered, BootError> {
     let inner = format!("{} (its payload)", request.kernel_name);
     let top = initrd::lowest_address(ram, &request.initrd, header);
     let drawn = request.kaslr.and_then(|random| Shift::draw(header, request.cmdline, top, random));
     let shift = drawn.unwrap_or_default();
     let manner = Manner { limit: header.init_size.into(), shift: shift.physical, with_rest: drawn.is_some() };
-    let loaded = elf::load(ram, &inner, reader, manner)?;
-    // The stub's stack and the kernel's early page tables are counted in init_size, so it may be more than the segments.
+    // The stub's stack and the kernel's early page tables are counted in init_size, so it may be more than the segments; it is
+    // no less than the payload, which the stub puts there too.
     let wanted = ram.kernel_range(&inner, header.pref_address + shift.physical, header.init_size.into())?;
+    let loaded = match packed {
+        Packed::Stream(reader) => elf::load(ram, &inner, &mut Stream::new(&inner, reader), manner)?,
+        Packed::Zstd(frame) => {
+            let unpacked = ram.fill(&wanted, |room| zstd::decompress(frame, room))?;
+            let len = unpacked.map_err(|source| BootError::Zstd { name: inner.clone(), source })? as u64;
+            let place = wanted.start..wanted.start + len;
+            elf::load(ram, &inner, &mut Unpacked { name: &inner, ram, place }, manner)?
+        }
+    };
     let memory = wanted.start.min(loaded.memory.start)..wanted.end.max(loaded.memory.end);
     if let Some(relocations) = Relocations::parse(&loaded.rest) {
         relocations.apply(ram, &inner, &loaded.memory, shift)?;

@@ -1,23 +1,20 @@
-//! The compressed kernel inside a bzImage, and the streams that decompress it.
+//! The compressed kernel inside a bzImage, and what decompresses it.
 //!
 //! A payload is an ELF vmlinux compressed in one of several ways, then its uncompressed size as four bytes (scripts/Makefile.lib,
 //! `size_append`; gzip has it anyway), which every decoder here leaves unread.
 
-use std::io::{self, Read};
+use std::io::Read;
 
 use flate2::read::GzDecoder;
-use ruzstd::decoding::{FrameDecoder, StreamingDecoder};
 
 use crate::BootError;
 use crate::setup_header::SetupHeader;
-
-/// Largest zstd window that a payload may ask for: what the kernel's own build uses with `--ultra -22`.
-const MAX_ZSTD_WINDOW: u64 = 128 << 20;
+use crate::zstd;
 
 /// Compressions by their first bytes (boot.rst, "payload_offset").
 const MAGICS: [(&[u8], &str); 8] = [
     (&[0x1f, 0x8b], "gzip"),
-    (&[0x28, 0xb5, 0x2f, 0xfd], "zstd"),
+    (&zstd::MAGIC, "zstd"),
     (&[0xfd, b'7', b'z', b'X', b'Z', 0], "xz"),
     (b"BZh", "bzip2"),
     (&[0x5d, 0, 0], "lzma"),
@@ -28,10 +25,18 @@ const MAGICS: [(&[u8], &str); 8] = [
 
 /// A bzImage's payload.
 pub(crate) enum Payload<'a> {
-    /// Decompressed as it is read.
-    Known(Box<dyn Read + 'a>),
+    /// In a way that is known here.
+    Known(Packed<'a>),
     /// In a way that is left to the guest; its name.
     Unknown(&'static str),
+}
+
+/// A payload that the VMM can take apart.
+pub(crate) enum Packed<'a> {
+    /// Decompressed as it is read.
+    Stream(Box<dyn Read + 'a>),
+    /// A frame for [`zstd::decompress`].
+    Zstd(&'a [u8]),
 }
 
 impl<'a> Payload<'a> {
@@ -40,17 +45,10 @@ impl<'a> Payload<'a> {
         let payload = header.payload(image)?;
         let name = MAGICS.iter().find(|(magic, _)| payload.starts_with(magic)).map_or("unrecognised", |m| m.1);
         Ok(match name {
-            "gzip" => Self::Known(Box::new(GzDecoder::new(payload))),
-            "zstd" => Self::Known(Box::new(
-                zstd(payload)
-                    .map_err(|source| BootError::Read { name: format!("{} (its payload)", header.name), source })?,
-            )),
-            "uncompressed" => Self::Known(Box::new(payload)),
+            "gzip" => Self::Known(Packed::Stream(Box::new(GzDecoder::new(payload)))),
+            "zstd" => Self::Known(Packed::Zstd(payload)),
+            "uncompressed" => Self::Known(Packed::Stream(Box::new(payload))),
             other => Self::Unknown(other),
         })
     }
-}
-
-fn zstd(payload: &[u8]) -> io::Result<StreamingDecoder<&[u8], FrameDecoder>> {
-    StreamingDecoder::new_with_max_window_size(payload, MAX_ZSTD_WINDOW).map_err(io::Error::other)
 }

@@ -72,6 +72,37 @@ impl<'a> Ram<'a> {
         Ok(())
     }
 
+    pub(crate) fn read(&self, address: u64, len: u64) -> Result<Vec<u8>, BootError> {
+        let no_memory = || BootError::NoMemory { start: address, end: address.saturating_add(len) };
+        let mut bytes = vec![0; usize::try_from(len).map_err(|_| no_memory())?];
+        self.memory.read_slice(&mut bytes, GuestAddress(address)).map_err(|_| no_memory())?;
+        Ok(bytes)
+    }
+
+    /// Copies what is in `source` to `target`, even if the two overlap.
+    pub(crate) fn shift(&self, source: Range<u64>, target: u64) -> Result<(), BootError> {
+        let len = source.end - source.start;
+        let chunks = len.div_ceil(CHUNK as u64);
+        for number in 0..chunks {
+            // From the side that is written first, so that nothing is read after it was written.
+            let number = if target < source.start { number } else { chunks - 1 - number };
+            let offset = number * CHUNK as u64;
+            let chunk = self.read(source.start + offset, (len - offset).min(CHUNK as u64))?;
+            self.write(target + offset, &chunk)?;
+        }
+        Ok(())
+    }
+
+    /// Lets `fill` write to RAM directly.
+    #[expect(unsafe_code, reason = "decompressing into guest RAM, which is its own window then")]
+    pub(crate) fn fill<R>(&self, range: &Range<u64>, fill: impl FnOnce(&mut [u8]) -> R) -> Result<R, BootError> {
+        let no_memory = || BootError::NoMemory { start: range.start, end: range.end };
+        let len = usize::try_from(range.end - range.start).map_err(|_| no_memory())?;
+        // SAFETY: a kernel is loaded before the machine starts and when it has been reset: no vCPU runs, and no device has a queue in this memory. The decoder only
+        // moves these bytes; none of them decides an address.
+        unsafe { guest_memory::fill(self.memory, range.start, len, fill) }.ok_or_else(no_memory)
+    }
+
     pub(crate) fn zero(&self, address: u64, len: u64) -> Result<(), BootError> {
         self.copy("zeroes", &mut std::io::repeat(0), address, len)
     }

@@ -294,3 +294,52 @@ fn a_relocation_outside_the_kernel_is_refused() {
          0x1000000..0x1105000; the image is damaged"
     );
 }
+
+#[test]
+fn a_zstd_payload_moves_with_its_relocations_too() {
+    let mut data = vec![0u8; 24];
+    data[..8].copy_from_slice(&0xffff_ffff_8100_0000u64.to_le_bytes());
+    let mut payload = elf(16 * MIB + 0x10, &[segment(16 * MIB, &[0x90; 64], 0x2000), segment(17 * MIB, &data, 0x5000)]);
+    payload.extend(relocations(&[&[0x8110_0000], &[], &[]]));
+    let mut bench = Bench::new(bzimage(&zstd(&payload)));
+    bench.kaslr = Some([2, 5]);
+    // What was there before must not show.
+    vm_memory::Bytes::write_slice(&bench.memory, &[0xaa; 64], vm_memory::GuestAddress(21 * MIB + 16)).unwrap();
+    assert_eq!(bench.load().unwrap().cpu.rip, 20 * MIB + 0x10);
+    assert_eq!(bench.bytes(21 * MIB, 8), 0xffff_ffff_81a0_0000u64.to_le_bytes());
+    assert_eq!(bench.bytes(20 * MIB, 64), [0x90; 64]);
+    assert_eq!(bench.bytes(21 * MIB + 24, 0x5000 - 24), [0; 0x5000 - 24]);
+}
+
+#[test]
+fn a_zstd_payload_that_is_larger_than_the_kernel_says_or_damaged_is_refused() {
+    let mut large = vmlinux();
+    large.resize(4 * MIB as usize + 1, 0);
+    let error = Bench::new(bzimage(&zstd(&large))).load().unwrap_err();
+    assert!(matches!(error, BootError::Zstd { source: zstd::ZstdError::Room { room: 0x40_0000 }, .. }), "{error:?}");
+    let mut damaged = zstd(&vmlinux());
+    // A reserved bit of the frame's header.
+    damaged[4] |= 8;
+    assert!(matches!(Bench::new(bzimage(&damaged)).load(), Err(BootError::Zstd { .. })));
+}
+
+/// The first segment would be moved over the second, which lies behind it in the file.
+#[test]
+fn a_zstd_payload_whose_segments_are_in_each_others_way_is_refused() {
+    let image = elf(16 * MIB + 0x2000, &[segment(16 * MIB + 0x2000, &[1; 64], 64), segment(18 * MIB, &[2; 64], 64)]);
+    let error = Bench::new(bzimage(&zstd(&image))).load().unwrap_err();
+    assert!(matches!(error, BootError::ElfSegment { index: 1, .. }), "{error:?}");
+    assert!(Bench::new(bzimage(&gzip(&image))).load().is_ok(), "a stream has nothing in the way");
+}
+
+#[test]
+fn ram_is_moved_over_itself_in_either_direction() {
+    let bench = Bench::new(Vec::new());
+    let ram = Ram::new(&bench.memory, &bench.e820);
+    let content: Vec<u8> = (0..700_000u32).map(|at| (at / 3 ^ at >> 9) as u8).collect();
+    for (from, to) in [(0x20_0000, 0x20_1003), (0x20_1003, 0x20_0000), (0x20_0000, 0x60_0000), (0x20_0000, 0x20_0000)] {
+        ram.write(from, &content).unwrap();
+        ram.shift(from..from + content.len() as u64, to).unwrap();
+        assert!(ram.read(to, content.len() as u64).unwrap() == content, "{from:#x} to {to:#x}");
+    }
+}

@@ -10,4 +10,4 @@ mod code_pages;
 mod ram;
 
 pub use code_pages::{CODE_LINE_SIZE, CodePages, CodeSlice, code_overwrites};
-pub use ram::{GuestMemory, GuestRegion, MemoryError, Sharing, allocate, allocate_for};
+pub use ram::{GuestMemory, GuestRegion, MemoryError, Sharing, allocate, allocate_for, fill};

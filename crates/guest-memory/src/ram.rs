@@ -1,15 +1,16 @@
 //! Allocation of guest RAM.
 
-#![expect(unsafe_code, reason = "madvise on the mapping that was just made")]
+#![expect(unsafe_code, reason = "madvise on the mapping that was just made, and RAM that nobody else uses as a slice")]
 
 use std::fs::File;
 
 use rustix::fs::MemfdFlags;
 use thiserror::Error;
 use tracing::debug;
-use vm_memory::bitmap::NewBitmap;
+use vm_memory::bitmap::{Bitmap, NewBitmap};
 use vm_memory::{
-    Address, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion, mmap::MmapRegionBuilder,
+    Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, MmapRegion,
+    mmap::MmapRegionBuilder,
 };
 
 use crate::CodePages;
@@ -105,10 +106,23 @@ pub fn allocate_for(sharing: Sharing, regions: &[(u64, usize)]) -> Result<GuestM
     GuestMemory::from_regions(regions).map_err(MemoryError::Layout)
 }
 
+/// Hands `len` bytes of RAM from `start` on to `fill` as a slice, and then reports all of them as written. `None` if they are not RAM in one piece.
+///
+/// # Safety
+/// Until it returns nobody else may read or write these bytes: no vCPU runs, no device or other process has been told of them.
+pub unsafe fn fill<R>(memory: &GuestMemory, start: u64, len: usize, fill: impl FnOnce(&mut [u8]) -> R) -> Option<R> {
+    let slice = memory.get_slice(GuestAddress(start), len).ok()?;
+    let guard = slice.ptr_guard_mut();
+    // SAFETY: `slice` is `len` mapped bytes, which stay mapped while `memory` is borrowed; by this function's contract they are nobody else's.
+    let result = fill(unsafe { std::slice::from_raw_parts_mut(guard.as_ptr(), len) });
+    slice.bitmap().mark_dirty(0, len);
+    Some(result)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
+    use vm_memory::{Bytes, GuestMemoryRegion};
 
     #[test]
     fn a_device_write_through_vm_memory_reaches_the_code_watch() {
@@ -129,6 +143,19 @@ mod tests {
         high.file_offset().unwrap().file().read_exact_at(&mut seen, 100).unwrap();
         assert_eq!(&seen, b"hello");
         assert!(allocate(&[(0, 1 << 20)]).unwrap().iter().all(|region| region.file_offset().is_none()));
+    }
+
+    #[test]
+    fn what_is_filled_is_ram_and_reaches_the_code_watch() {
+        let memory = allocate(&[(0, 1 << 20), (1 << 32, 1 << 20)]).unwrap();
+        let high = memory.find_region(GuestAddress(1 << 32)).unwrap();
+        let before = high.bitmap().pages().watch(0x3010, 16);
+        // SAFETY: this test is the memory's only user.
+        let filled = |start, len| unsafe { fill(&memory, start, len, |bytes| bytes.fill(7)) };
+        assert_eq!(filled((1 << 32) + 0x2fff, 0x100), Some(()));
+        assert_eq!(high.bitmap().pages().generation(3), before + 1);
+        assert_eq!(memory.read_obj::<u16>(GuestAddress((1 << 32) + 0x2ffe)).unwrap(), 0x700);
+        assert_eq!(filled((1 << 20) - 1, 2), None);
     }
 
     #[test]

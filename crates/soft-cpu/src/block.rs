@@ -5,11 +5,13 @@
 //! text thousands of times, and most blocks of a patched page survive.
 
 use guest_memory::code_overwrites;
+use iced_x86::{Decoder, DecoderOptions, InstructionInfoFactory, InstructionInfoOptions, OpAccess};
 use x86::exception;
 
 use crate::core::{Core, DecodeMode, Outcome};
 use crate::decode;
 use crate::fetch::FetchPage;
+use crate::layer::Layer;
 use crate::mmu::Access;
 use crate::op::Op;
 use crate::simd::ThunkCache;
@@ -69,10 +71,19 @@ pub struct Block {
     crosses: bool,
     /// Executions by the interpreter, at most 255, when blocks were last swept out.
     heat: u8,
+    /// Operands in memory, if they are counted.
+    accesses: u8,
     /// The translator's.
     pub(crate) native: NativeBlock,
     source: Source,
-    second: Option<Box<Source>>,
+    second: Option<Box<Second>>,
+}
+
+/// The second page's share of an instruction across two pages.
+struct Second {
+    source: Source,
+    /// The whole instruction.
+    bytes: Box<[u8]>,
 }
 
 /// One CPU's decoded blocks.
@@ -87,9 +98,12 @@ pub struct BlockCache {
     swept: usize,
     /// How often everything was forgotten.
     clears: u32,
+    /// Blocks that were forgotten.
+    forgotten: u64,
     thunks: ThunkCache,
     /// Most instructions in a block.
     longest: usize,
+    counts_accesses: bool,
 }
 
 impl Default for BlockCache {
@@ -131,8 +145,10 @@ impl BlockCache {
             ops: 0,
             swept: 0,
             clears: 0,
+            forgotten: 0,
             thunks: ThunkCache::new(),
             longest: MAX_BLOCK_OPS,
+            counts_accesses: false,
         }
     }
 
@@ -141,15 +157,27 @@ impl BlockCache {
         self.clears
     }
 
+    /// How many blocks have been forgotten to make room.
+    pub fn forgotten(&self) -> u64 {
+        self.forgotten
+    }
+
     /// Makes blocks of one instruction from now on, or of many again.
     pub(crate) fn set_short(&mut self, short: bool) {
         self.longest = if short { 1 } else { MAX_BLOCK_OPS };
         self.clear();
     }
 
+    /// Says whether operands in memory are counted from now on.
+    pub(crate) fn count_accesses(&mut self, counted: bool) {
+        self.counts_accesses = counted;
+        self.clear();
+    }
+
     /// Forgets every block (they are still valid: this is for tests, and when the cache is full).
     pub fn clear(&mut self) {
         self.table.fill_with(|| None);
+        self.forgotten += self.blocks as u64;
         (self.blocks, self.ops, self.swept) = (0, 0, 0);
         self.clears += 1;
         self.thunks.clear();
@@ -161,6 +189,32 @@ impl BlockCache {
     /// What the fetch raises: #PF, #GP for the code segment's limit.
     #[inline(always)]
     pub fn lookup(&mut self, core: &mut Core) -> Outcome<&Block> {
+        let slot = self.find(core)?;
+        match self.at(slot) {
+            Some(block) => Ok(block),
+            None => core.raise(exception::UD),
+        }
+    }
+
+    /// The block in a slot that [`BlockCache::find`] has just returned.
+    #[inline(always)]
+    pub(crate) fn at(&self, slot: usize) -> Option<&Block> {
+        self.table[slot].as_deref()
+    }
+
+    /// The block at this offset of the page of `block`, which is current, for the same mode; if it is known, and as current.
+    pub(crate) fn on_page_of(&self, block: &Block, offset: u64) -> Option<&Block> {
+        let key = Key { physical: block.key.physical & !0xfff | offset, ..block.key };
+        let found = self.at(self.slot(&key))?;
+        (!found.crosses && found.source.generation == block.source.generation).then_some(found)
+    }
+
+    /// The slot of the block at the current instruction pointer, decoded if need be.
+    ///
+    /// # Errors
+    /// As [`BlockCache::lookup`].
+    #[inline(always)]
+    pub(crate) fn find(&mut self, core: &mut Core) -> Outcome<usize> {
         let linear = core.fetch_linear()?;
         let physical = core.fetch_page(linear)?.physical() | linear & 0xfff;
         let key = Key::new(core, physical);
@@ -172,11 +226,7 @@ impl BlockCache {
             }
             _ => false,
         };
-        let slot = if hit { slot } else { self.fill(core, key, linear)? };
-        match &self.table[slot] {
-            Some(block) => Ok(block),
-            None => core.raise(exception::UD),
-        }
+        if hit { Ok(slot) } else { self.fill(core, key, linear) }
     }
 
     #[inline(always)]
@@ -199,7 +249,7 @@ impl BlockCache {
     fn crosses_into_its_page(&mut self, core: &mut Core, slot: usize, linear: u64) -> Outcome<bool> {
         let next = core.fetch_page(next_page(core, linear))?.physical();
         let second = self.table[slot].as_ref().and_then(|block| block.second.as_ref());
-        Ok(second.is_some_and(|second| second.physical == next))
+        Ok(second.is_some_and(|second| second.source.physical == next))
     }
 
     #[cold]
@@ -221,8 +271,14 @@ impl BlockCache {
         if self.ops > self.swept + OPS_BETWEEN_SWEEPS {
             self.sweep();
         }
-        let mut block = Block::decode(core, key, linear, self.longest, &mut self.thunks)?;
+        let before = core.layer.replace(Layer::Decoder);
+        let decoded = Block::decode(core, key, linear, self.longest, &mut self.thunks);
+        core.layer.set(before);
+        let mut block = decoded?;
         block.native.set_generation(self.clears);
+        if self.counts_accesses {
+            block.count_accesses();
+        }
         if self.blocks >= self.table.len() / 2 {
             self.rehash(self.table.len() * 2);
         }
@@ -248,10 +304,11 @@ impl BlockCache {
         for slot in &mut self.table {
             if let Some(block) = slot {
                 let heat = block.native.heat().min(255) as u8;
-                if block.native.is_translated() || heat != block.heat {
+                if block.native.is_held() || heat != block.heat {
                     block.heat = heat;
                 } else {
                     self.blocks -= 1;
+                    self.forgotten += 1;
                     self.ops -= block.ops.len();
                     *slot = None;
                 }
@@ -340,9 +397,31 @@ impl Block {
         rip.wrapping_add(u64::from(self.len)) & self.key.mode.ip_mask()
     }
 
-    /// It is one instruction across two pages.
-    pub(crate) fn crosses_pages(&self) -> bool {
-        self.crosses
+    /// Operands in memory of all its instructions, if they are counted. A repeated string instruction has as many as one that is not repeated.
+    #[inline(always)]
+    pub(crate) fn accesses(&self) -> u32 {
+        self.accesses.into()
+    }
+
+    fn count_accesses(&mut self) {
+        let mut factory = InstructionInfoFactory::new();
+        let decoder =
+            Decoder::with_ip(self.key.mode.bitness(), self.bytes(), self.key.decoder_ip(), DecoderOptions::NONE);
+        let operands = decoder.into_iter().take(self.ops.len()).map(|i| {
+            let options = InstructionInfoOptions::NO_REGISTER_USAGE;
+            factory
+                .info_options(&i, options)
+                .used_memory()
+                .iter()
+                .filter(|m| m.access() != OpAccess::NoMemAccess)
+                .count()
+        });
+        self.accesses = operands.sum::<usize>().min(255) as u8;
+    }
+
+    /// The second page of an instruction across two pages: guest-physical address, and the generation at which its bytes were last seen.
+    pub(crate) fn second_page(&self) -> Option<(u64, u32)> {
+        self.second.as_ref().map(|second| (second.source.physical, second.source.generation))
     }
 
     /// Guest-physical address.
@@ -355,13 +434,13 @@ impl Block {
         self.source.generation
     }
 
-    /// Its bytes on the first page.
+    /// Its bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
-        &self.source.bytes
+        self.second.as_ref().map_or(&self.source.bytes, |second| &second.bytes)
     }
 
     fn revalidate(&mut self, core: &mut Core) -> bool {
-        self.source.revalidate(core) && self.second.as_mut().is_none_or(|second| second.revalidate(core))
+        self.source.revalidate(core) && self.second.as_mut().is_none_or(|second| second.source.revalidate(core))
     }
 
     fn decode(core: &mut Core, key: Key, linear: u64, longest: usize, thunks: &mut ThunkCache) -> Outcome<Self> {
@@ -388,6 +467,7 @@ impl Block {
                     len: used as u16,
                     crosses: false,
                     heat: 0,
+                    accesses: 0,
                     native: NativeBlock::default(),
                     source,
                     second: None,
@@ -409,6 +489,8 @@ impl Block {
         let mut bytes = source.bytes.to_vec();
         bytes.extend_from_slice(&second.bytes);
         let (ops, used) = decode::decode_one(&bytes, key.decoder_ip(), key.mode, thunks);
+        bytes.truncate(used);
+        let second = Second { source: second, bytes: bytes.into() };
         Ok(Self {
             key,
             ops,
@@ -416,6 +498,7 @@ impl Block {
             len: used as u16,
             crosses: true,
             heat: 0,
+            accesses: 0,
             native: NativeBlock::default(),
             source,
             second: Some(Box::new(second)),

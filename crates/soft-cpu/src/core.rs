@@ -5,11 +5,13 @@ use x86::{CpuState, DescriptorTable, InterruptShadow, Segment, cr0, cr4, efer, r
 use crate::fetch::FetchTlb;
 use crate::flags::LazyFlags;
 use crate::fpu::FpuState;
+use crate::layer::LayerCell;
 use crate::lockstep::StoreLog;
 use crate::mem::CODE_STORE_COUNTERS;
 use crate::platform::Platform;
 use crate::ram::Ram;
 use crate::smp::{CpuLink, attention};
+use crate::statistics::Counters;
 use crate::tlb::{Rights, Tlb};
 use crate::translate::{Jumps, NativeState};
 
@@ -120,23 +122,6 @@ impl DecodeMode {
     }
 }
 
-/// What the CPU counts for `--stats`.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Counters {
-    /// Guest instructions completed.
-    pub instructions: u64,
-    /// Blocks entered.
-    pub blocks: u64,
-    /// Blocks decoded.
-    pub decoded: u64,
-    /// Page walks for data.
-    pub walks: u64,
-    /// Exceptions and interrupts delivered.
-    pub events: u64,
-    /// Port and MMIO accesses.
-    pub io: u64,
-}
-
 /// One CPU. The fields up to `block_end` are what every instruction touches.
 #[repr(C)]
 pub struct Core {
@@ -154,10 +139,10 @@ pub struct Core {
     pub rights: Rights,
     /// Instructions of the running block to execute; set to zero to leave it after the current one.
     pub block_end: usize,
-    /// Translations for data.
-    pub tlb: Tlb,
     /// What generated code keeps here.
     pub(crate) native: NativeState,
+    /// Translations for data; generated code looks into them.
+    pub tlb: Tlb,
 
     /// How code is decoded now; see [`Core::update_mode`].
     pub mode: DecodeMode,
@@ -213,6 +198,8 @@ pub struct Core {
     pub link: CpuLink,
     /// Counts for `--stats`.
     pub counters: Counters,
+    /// What it is at.
+    pub layer: LayerCell,
     /// Guest-physical page numbers, and how many stores found code there.
     pub code_stores: [(u64, u32); CODE_STORE_COUNTERS],
     /// Translations for instructions.
@@ -263,6 +250,7 @@ impl Core {
             platform,
             link,
             counters: Counters::default(),
+            layer: LayerCell::default(),
             code_stores: [(u64::MAX, 0); CODE_STORE_COUNTERS],
             fetch: FetchTlb::default(),
             jumps: Jumps::default(),
@@ -304,7 +292,7 @@ impl Core {
         } else {
             Rights::Supervisor
         };
-        self.native.tables = self.tlb.tables(self.rights);
+        self.native.set_tables(&self.tlb, self.rights);
     }
 
     /// Whether RFLAGS.VM is set.

@@ -30,6 +30,11 @@ impl FetchPage {
         self.0 & !0xfff
     }
 
+    /// For code on this page and on `other`: what both mappings have in common.
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self::new(self.physical(), self.is_global() && other.is_global(), self.is_large() || other.is_large())
+    }
+
     /// The mapping outlives a write to CR3.
     pub fn is_global(self) -> bool {
         self.0 & GLOBAL != 0

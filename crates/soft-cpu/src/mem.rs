@@ -179,6 +179,7 @@ impl Core {
     #[cold]
     #[inline(never)]
     fn read_bytes_slow(&mut self, linear: u64, bytes: &mut [u8]) -> Outcome {
+        self.counters.misses += 1;
         let rights = self.rights;
         if bytes.len() > bytes_before_page_end(linear) {
             let (first, second) = self.translate_range(linear, bytes.len(), Access::Read, rights)?;
@@ -250,6 +251,7 @@ impl Core {
     #[cold]
     #[inline(never)]
     fn read_slow<T: Scalar>(&mut self, linear: u64, rights: Rights) -> Outcome<T> {
+        self.counters.misses += 1;
         if T::SIZE > bytes_before_page_end(linear) {
             let (first, second) = self.translate_range(linear, T::SIZE, Access::Read, rights)?;
             let mut bytes = [0; 8];
@@ -262,8 +264,7 @@ impl Core {
             return Ok(host.load());
         }
         let mut bytes = [0; 8];
-        self.counters.io += 1;
-        self.platform.mmio_read(translation.physical, &mut bytes[..T::SIZE]);
+        self.device(|platform| platform.mmio_read(translation.physical, &mut bytes[..T::SIZE]));
         Ok(T::truncate(u64::from_le_bytes(bytes)))
     }
 
@@ -278,6 +279,7 @@ impl Core {
     #[cold]
     #[inline(never)]
     fn prepare_write_slow(&mut self, linear: u64, size: usize, rights: Rights) -> Outcome<WriteSlot> {
+        self.counters.misses += 1;
         if size > bytes_before_page_end(linear) {
             let (first, second) = self.translate_range(linear, size, Access::Write, rights)?;
             return Ok(WriteSlot::Slow { first, second });
@@ -378,8 +380,7 @@ impl Core {
             load_bytes(host, bytes);
         } else {
             for (at, part) in device_parts(address, bytes.len()) {
-                self.counters.io += 1;
-                self.platform.mmio_read(address + at.start as u64, &mut bytes[at.start..at.start + part]);
+                self.device(|p| p.mmio_read(address + at.start as u64, &mut bytes[at.start..at.start + part]));
             }
         }
     }
@@ -392,8 +393,7 @@ impl Core {
             self.code_written(address, bytes.len());
         } else {
             for (at, part) in device_parts(address, bytes.len()) {
-                self.counters.io += 1;
-                self.platform.mmio_write(address + at.start as u64, &bytes[at.start..at.start + part]);
+                self.device(|p| p.mmio_write(address + at.start as u64, &bytes[at.start..at.start + part]));
             }
         }
     }

@@ -4,6 +4,9 @@
 
 use x86::cpuid::CpuidResult;
 
+use crate::core::Core;
+use crate::layer::Layer;
+
 /// A general-protection fault that a platform register raises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GeneralProtection;
@@ -46,6 +49,17 @@ pub trait Platform: Send {
     fn pause(&mut self);
     /// A VMCALL or VMMCALL: the result for RAX, or `None` where there is no such hypercall (#UD).
     fn hypercall(&mut self, number: u64, arguments: [u64; 4]) -> Option<u64>;
+}
+
+impl Core {
+    /// Lets a device answer to a port or a memory access.
+    pub(crate) fn device<R>(&mut self, access: impl FnOnce(&mut dyn Platform) -> R) -> R {
+        self.counters.io += 1;
+        let before = self.layer.replace(Layer::Device);
+        let answer = access(&mut *self.platform);
+        self.layer.set(before);
+        answer
+    }
 }
 
 /// A world with nothing in it: ports and memory outside RAM read as ones, time stands still. For tests and measurements of the CPU alone.

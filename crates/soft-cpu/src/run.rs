@@ -4,10 +4,12 @@ use x86::{InterruptShadow, exception, rflags};
 
 use crate::block::{Block, BlockCache};
 use crate::core::{Core, Fault, GPR_PAGE, Outcome, Stop, seg};
+use crate::layer::Layer;
 use crate::lockstep::Lockstep;
 use crate::op::Op;
 use crate::smp::attention;
-use crate::translate::{Entered, Translator, TranslatorStatistics};
+use crate::statistics::TranslatorStatistics;
+use crate::translate::Translator;
 
 /// Why [`Cpu::run`] returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +25,18 @@ pub enum Exit {
     /// The instruction budget is used up.
     Budget,
     /// In lockstep: a translated block did not do what the interpreter does; [`Cpu::divergence`] says what.
+    Diverged,
+}
+
+/// What came of an attempt to run generated code.
+pub(crate) enum Entered {
+    /// There is none for this block (yet): interpret it.
+    No,
+    /// It ran; the instruction pointer and the state are those of an instruction boundary.
+    Ran,
+    /// It ran into something.
+    Stopped(Stop),
+    /// In lockstep: the interpreter comes to something else.
     Diverged,
 }
 
@@ -51,6 +65,9 @@ pub enum TranslatorMode {
 }
 
 impl TranslatorMode {
+    /// Whether this build has a translator: the feature `translator`. Without it everything is interpreted, whatever the mode.
+    pub const AVAILABLE: bool = cfg!(feature = "translator");
+
     /// Translation of what pays.
     pub const DEFAULT: Self = Self::On { threshold: 8, precise: false };
 }
@@ -69,6 +86,10 @@ pub struct Debugging {
     pub flushes: bool,
     /// The names of translated blocks go to `/tmp/perf-PID.map`, for `perf report`.
     pub perf_map: bool,
+    /// Room for generated code in bytes, where it is to be less than usual: so that it is forgotten often.
+    pub code_cache: Option<usize>,
+    /// Looks into the TLB are counted ([`Counters::accesses`](crate::statistics::Counters::accesses)), which costs a few per cent.
+    pub count_accesses: bool,
 }
 
 impl Cpu {
@@ -87,12 +108,16 @@ impl Cpu {
 
     /// Says what is done to find errors of the translator, which must have been chosen before; nothing is at first.
     pub fn set_debugging(&mut self, debugging: Debugging) {
-        let Debugging { lockstep, slow_paths, short_blocks, flushes, perf_map } = debugging;
+        let Debugging { lockstep, slow_paths, short_blocks, flushes, perf_map, code_cache, count_accesses } = debugging;
         self.lockstep = lockstep.then(|| Box::new(Lockstep::new()));
         self.core.tlb.set_useless(slow_paths);
         self.blocks.set_short(short_blocks);
+        self.blocks.count_accesses(count_accesses);
+        if let Some(size) = code_cache {
+            self.translator = self.translator.take().and_then(|translator| translator.limited_to(size)).map(Box::new);
+        }
         if let Some(translator) = &mut self.translator {
-            translator.set_debugging(flushes, perf_map);
+            translator.set_debugging(lockstep, flushes, perf_map);
         }
     }
 
@@ -107,19 +132,19 @@ impl Cpu {
     }
 
     /// Spoils generated code: every `from` in it becomes `to`.
-    #[cfg(test)]
+    #[cfg(all(test, feature = "translator"))]
     pub(crate) fn plant(&mut self, from: &[u8], to: &[u8]) {
         self.translator.as_mut().unwrap().plant(from, to);
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, feature = "translator"))]
     pub(crate) fn use_translator(&mut self, translator: Translator) {
         self.translator = Some(Box::new(translator));
     }
 
     /// What the translator has counted; zeros where there is none.
     pub fn translator_statistics(&self) -> TranslatorStatistics {
-        self.translator.as_ref().map_or_else(TranslatorStatistics::default, |translator| translator.statistics)
+        self.translator.as_ref().map_or_else(TranslatorStatistics::default, |translator| translator.statistics())
     }
 
     /// Runs until something needs the owner, or at least `budget` instructions have completed.
@@ -128,7 +153,9 @@ impl Cpu {
         if let Some(lockstep) = &mut self.lockstep {
             lockstep.start(&mut self.core);
         }
+        self.core.layer.set(Layer::Interpreter);
         let exit = self.run_blocks(budget);
+        self.core.layer.set(Layer::Idle);
         if let Some(lockstep) = &mut self.lockstep {
             lockstep.stop(&mut self.core);
         }
@@ -206,17 +233,24 @@ impl Cpu {
                     },
                 }
             }
-            let stop = match self.blocks.lookup(core) {
+            // In lockstep what would have run is only compared with what the look-up of the block finds.
+            let clears = self.blocks.clears();
+            let known = match (&self.lockstep, &self.translator) {
+                (Some(_), Some(translator)) => translator.known_entry(core, clears),
+                _ => None,
+            };
+            let stop = match self.blocks.find(core) {
                 Err(stop) => stop,
-                Ok(block) => {
+                Ok(slot) => {
+                    let Some(block) = self.blocks.at(slot) else { unreachable!("a block was just found there") };
                     if let Some(translator) = &mut self.translator
                         && !shadowed
                         && core.system_flags & rflags::TF == 0
                     {
                         let budget = limit - core.counters.instructions;
                         let entered = match &mut self.lockstep {
-                            None => translator.run(core, block, budget),
-                            Some(lockstep) => lockstep.run(core, block, translator),
+                            None => translator.run(core, &self.blocks, block, budget),
+                            Some(lockstep) => lockstep.run(core, &self.blocks, block, known, translator),
                         };
                         match entered {
                             Entered::Diverged => return Exit::Diverged,
@@ -231,6 +265,7 @@ impl Cpu {
                     core.shadow = InterruptShadow::None;
                     let trap = core.system_flags & rflags::TF != 0;
                     core.counters.blocks += 1;
+                    core.counters.accesses += u64::from(block.accesses());
                     match core.interpret(block, 0, if trap || shadowed { 1 } else { block.ops.len() }) {
                         Ok(()) => {
                             if trap && core.single_step_trap().is_err() {

@@ -46,6 +46,11 @@ pub(crate) const INDEX_SHIFT: u8 = 12 - 4;
 /// The bits of that offset.
 pub(crate) const INDEX_MASK: u32 = ((ENTRIES - 1) << 4) as u32;
 
+/// Offset in [`Tlb`] of the read or the write table of `rights`.
+pub(crate) const fn table_offset(rights: Rights, write: bool) -> usize {
+    std::mem::offset_of!(Tlb, tables) + (rights as usize * 2 + write as usize) * size_of::<Table>()
+}
+
 type Table = [Entry; ENTRIES];
 
 fn empty_table() -> Table {
@@ -53,9 +58,10 @@ fn empty_table() -> Table {
 }
 
 /// One CPU's TLB for data.
+#[repr(C)]
 pub struct Tlb {
-    /// By [`Rights`], then read or write.
-    tables: Box<[[Table; 2]; RIGHTS]>,
+    /// By [`Rights`], then read or write. Generated code of user mode finds its own at a fixed distance from the core.
+    tables: [[Table; 2]; RIGHTS],
     /// Slots (table number, index) that hold non-global entries, until it overflows.
     journal: Vec<(u8, u16)>,
     journal_overflow: bool,
@@ -80,9 +86,13 @@ fn index(linear: u64) -> usize {
 impl Tlb {
     /// An empty TLB.
     pub fn new() -> Self {
-        let tables = vec![[empty_table(); 2]; RIGHTS].into_boxed_slice();
-        let tables = tables.try_into().unwrap_or_else(|_| unreachable!("the vector has RIGHTS elements"));
-        Self { tables, journal: Vec::with_capacity(JOURNAL), journal_overflow: false, large: [None; 2], useless: false }
+        Self {
+            tables: [[empty_table(); 2]; RIGHTS],
+            journal: Vec::with_capacity(JOURNAL),
+            journal_overflow: false,
+            large: [None; 2],
+            useless: false,
+        }
     }
 
     /// Enters nothing from now on, or everything again: so that the paths of misses are tested.

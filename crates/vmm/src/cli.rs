@@ -9,6 +9,7 @@ use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::attest::Attest;
 use crate::config::keys;
 use crate::exit::MEANINGS;
+use crate::statistics::Form;
 
 /// Boots Linux microVMs and AWS Nitro Enclave Images on a software x86-64 CPU.
 #[derive(Debug, Default, Clone, Parser)]
@@ -57,8 +58,8 @@ pub struct CommandLine {
     #[arg(long)]
     pub check: bool,
     /// Prints wall time and what the processors did, to standard error at the end
-    #[arg(long)]
-    pub stats: bool,
+    #[arg(long, value_name = "FORM", num_args = 0..=1, require_equals = true, default_missing_value = "table")]
+    pub stats: Option<Form>,
     /// Logs more to standard error: -v what was decided, -vv what devices do, -vvv everything
     #[arg(short, long, action = ArgAction::Count)]
     pub verbose: u8,

@@ -17,6 +17,7 @@ mod machine;
 mod report;
 mod run;
 mod signals;
+pub mod statistics;
 
 use cli::{Command, CommandLine};
 use exit::ExitStatus;

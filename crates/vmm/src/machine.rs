@@ -7,13 +7,14 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config;
 
-/// Builds the machine, with `serial` behind its COM1.
+/// Builds the machine, with `serial` behind its COM1; `sampling` makes its statistics say where time went.
 ///
 /// # Errors
 /// As the machine crates.
 pub(crate) fn build(
     machine: config::Machine,
     accel: AccelChoice,
+    sampling: bool,
     serial: Box<dyn Write + Send>,
 ) -> Result<Machine, MachineError> {
     let host = Host { serial };
@@ -22,11 +23,11 @@ pub(crate) fn build(
     }
     match machine {
         config::Machine::Microvm(mut board) => {
-            board.accel = accel;
+            (board.accel, board.sampling) = (accel, sampling);
             Machine::new(board, Box::new(Plain), host)
         }
         config::Machine::NitroEnclave(mut board, enclave) => {
-            board.accel = accel;
+            (board.accel, board.sampling) = (accel, sampling);
             nitro_enclave::machine(board, enclave, host)
         }
     }

@@ -1,7 +1,7 @@
 //! One run: the console attached to a machine, the machine driven to its end, and everything put back.
 
 use std::io::{self, Write};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bus::PowerRequest;
 use microvm::{Machine, MachineError};
@@ -13,6 +13,7 @@ use crate::cli::CommandLine;
 use crate::config::{ConfigError, Configuration, SerialBackend};
 use crate::console::{self, Output, Recent};
 use crate::exit::ExitStatus;
+use crate::statistics::Statistics;
 use crate::{machine, signals};
 
 /// How many lines of a dead guest's console are shown.
@@ -78,14 +79,12 @@ pub fn launch(command_line: &CommandLine) -> Result<ExitStatus, LaunchError> {
         warn!("the console is closed, as an enclave's is without --debug-mode; --serial stdio opens it all the same");
     }
     let kind = machine.machine_type();
-    let mut machine = machine::build(machine, accel, Box::new(output))?;
+    let mut machine = machine::build(machine, accel, command_line.stats.is_some(), Box::new(output))?;
     let started = Instant::now();
     let end = attend(&mut machine, &serial);
-    if command_line.stats {
-        print_statistics(&mut io::stderr(), started.elapsed(), &machine.statistics());
-        if let Some(vsock) = machine.vsock_statistics() {
-            print_vsock_statistics(&mut io::stderr(), &vsock);
-        }
+    if let Some(form) = command_line.stats {
+        let (vcpus, vsock) = (machine.statistics(), machine.vsock_statistics());
+        Statistics { elapsed: started.elapsed(), vcpus, vsock }.print(&mut io::stderr(), form);
     }
     let status = end.as_ref().map_or(ExitStatus::Failed, |end| ExitStatus::of(kind, *end));
     if status.is_death() && serial != SerialBackend::Stdio {
@@ -124,83 +123,4 @@ fn attend(machine: &mut Machine, serial: &SerialBackend) -> Result<PowerRequest,
     let end = machine.run();
     drop(raw);
     Ok(end?)
-}
-
-/// Prints how long the run took and what was counted: by all vCPUs together, then, if there are several, by each. Instructions have a rate.
-fn print_statistics(to: &mut dyn Write, elapsed: Duration, vcpus: &[Vec<(&'static str, u64)>]) {
-    let seconds = elapsed.as_secs_f64();
-    let mut text = format!("vmm: stats: wall time {seconds:.3} s\n");
-    let mut line = |who: &str, name: &str, count: u64| {
-        let rate = match name {
-            "instructions" if seconds > 0.0 => format!(" ({:.1} million/s)", count as f64 / seconds / 1e6),
-            _ => String::new(),
-        };
-        text.push_str(&format!("vmm: stats: {who}{name} {count}{rate}\n"));
-    };
-    for (index, (name, _)) in vcpus.first().into_iter().flatten().enumerate() {
-        line("", name, vcpus.iter().filter_map(|counts| counts.get(index)).map(|(_, count)| count).sum());
-    }
-    for (id, counts) in vcpus.iter().enumerate().filter(|_| vcpus.len() > 1) {
-        for (name, count) in counts {
-            line(&format!("vCPU {id}: "), name, *count);
-        }
-    }
-    // Statistics are not worth failing a run for.
-    let _ = to.write_all(text.as_bytes());
-}
-
-/// Prints what the vsock has counted.
-fn print_vsock_statistics(to: &mut dyn Write, counted: &vsock::Statistics) {
-    // Destructured, so that what is counted is printed.
-    let vsock::Statistics {
-        connections,
-        most_connections,
-        refused,
-        resets,
-        bad_packets,
-        bytes_from_guest,
-        bytes_to_guest,
-        stalls_from_guest,
-        stalls_to_guest,
-    } = counted;
-    let text = format!(
-        "vmm: stats: vsock connections {connections} (at most {most_connections} at a time), refused {refused}, \
-         resets {resets}, bad packets {bad_packets}\n\
-         vmm: stats: vsock bytes from the guest {bytes_from_guest}, data that had to wait {stalls_from_guest}\n\
-         vmm: stats: vsock bytes to the guest {bytes_to_guest}, data that had to wait {stalls_to_guest}\n"
-    );
-    // Statistics are not worth failing a run for.
-    let _ = to.write_all(text.as_bytes());
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn printed(vcpus: &[Vec<(&'static str, u64)>]) -> String {
-        let mut text = Vec::new();
-        print_statistics(&mut text, Duration::from_millis(1500), vcpus);
-        String::from_utf8(text).unwrap()
-    }
-
-    #[test]
-    fn statistics_have_a_line_each_and_a_rate_for_instructions() {
-        assert_eq!(
-            printed(&[vec![("instructions", 3_000_000), ("TLB misses", 7)]]),
-            "vmm: stats: wall time 1.500 s\n\
-             vmm: stats: instructions 3000000 (2.0 million/s)\n\
-             vmm: stats: TLB misses 7\n"
-        );
-    }
-
-    #[test]
-    fn several_vcpus_are_added_up_and_then_listed() {
-        assert_eq!(
-            printed(&[vec![("TLB misses", 7)], vec![("TLB misses", 1)]]),
-            "vmm: stats: wall time 1.500 s\n\
-             vmm: stats: TLB misses 8\n\
-             vmm: stats: vCPU 0: TLB misses 7\n\
-             vmm: stats: vCPU 1: TLB misses 1\n"
-        );
-    }
 }

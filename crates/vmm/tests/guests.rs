@@ -2,6 +2,7 @@
 //!
 //! The guests are ELF files with a few instructions, entered in 64-bit mode with the first 4 GiB mapped one to one.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::PathBuf;
@@ -31,6 +32,9 @@ const OPEN_CLOCK: &[u8] = &[0xb9, 0x01, 0x4d, 0x56, 0x4b, 0xb8, 0x01, 0x00, 0x20
 const CLOSE_CLOCK: &[u8] = &[0xb9, 0x01, 0x4d, 0x56, 0x4b, 0xb8, 0x00, 0x00, 0x00, 0x00, 0x31, 0xd2, 0x0f, 0x30];
 /// `ud2`, with no interrupt descriptor table.
 const TRIPLE_FAULT: &[u8] = &[0x0f, 0x0b];
+/// `mov ecx, 2000000; 1: push rax; pop rax; dec ecx; jnz 1b`: long enough to be seen by somebody who looks every millisecond.
+const PUSH_AND_POP: &[u8] = &[0xb9, 0x80, 0x84, 0x1e, 0x00, 0x50, 0x58, 0xff, 0xc9, 0x75, 0xfa];
+const PUSHES: u64 = 2_000_000;
 /// `1: hlt; jmp 1b`.
 const HALT: &[u8] = &[0xf4, 0xeb, 0xfd];
 
@@ -103,12 +107,39 @@ fn a_triple_fault_ends_with_4() {
     ends(&[PROMPT, TRIPLE_FAULT], &[], 4);
 }
 
+/// The counts in the table of `--stats`.
+fn counts(stderr: &str) -> BTreeMap<&str, u64> {
+    let rows = stderr.lines().filter_map(|line| line.strip_prefix("vmm: stats: ")?.rsplit_once(' '));
+    rows.filter_map(|(name, count)| Some((name.trim(), count.parse().ok()?))).collect()
+}
+
 #[test]
-fn statistics_count_the_guests_instructions() {
-    let output = Guest::new(&[PROMPT, POWER_OFF]).run(&["--stats"], Stdio::null());
+fn statistics_add_up() {
+    let output = Guest::new(&[PUSH_AND_POP, PROMPT, POWER_OFF])
+        .run(&["--stats", "--set", "debug.count-accesses=true"], Stdio::null());
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(stderr.starts_with("vmm: stats: wall time 0."), "{stderr}");
-    assert!(stderr.contains("\nvmm: stats: instructions "), "{stderr}");
+    assert!(stderr.starts_with("vmm: stats: wall time "), "{stderr}");
+    let counts = counts(&stderr);
+    let count = |name: &str| *counts.get(name).unwrap_or_else(|| panic!("no {name} in {stderr}"));
+    // The loop, and eight before it, in the prompt, and until the power is off.
+    let instructions = count("instructions");
+    assert!((PUSHES * 4 + 5..PUSHES * 4 + 12).contains(&instructions), "{stderr}");
+    assert_eq!(count("instructions interpreted") + count("instructions in generated code"), instructions);
+    let sum = |prefix: &str| counts.iter().filter(|(name, _)| name.starts_with(prefix)).map(|(_, n)| n).sum::<u64>();
+    assert_eq!(sum("exits: "), count("entries into generated code"), "{stderr}");
+    // Each turn pushes and pops; the last but one instruction is a store to the device.
+    assert_eq!(count("TLB look-ups"), PUSHES * 2 + 1, "{stderr}");
+    assert_eq!(count("TLB hits") + count("TLB misses"), count("TLB look-ups"), "{stderr}");
+    assert!((1..20).contains(&count("TLB misses")), "{stderr}");
+    assert!(sum("us ") > 0, "{stderr}");
+}
+
+#[test]
+fn statistics_are_one_json_object_where_asked() {
+    let output = Guest::new(&[PROMPT, POWER_OFF]).run(&["--stats=json"], Stdio::null());
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(stderr.starts_with("{\"wall_seconds\": ") && stderr.ends_with("\"vsock\": null}\n"), "{stderr}");
+    assert!(stderr.contains("\"instructions\": ") && stderr.lines().count() == 1, "{stderr}");
 }
 
 #[test]

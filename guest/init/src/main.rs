@@ -7,6 +7,7 @@
 //! Kernel command line:
 //! - `vmm.end=poweroff|reboot|triple-fault|panic|halt` (default `poweroff`): see [`end`].
 //! - `vmm.attest=HEX`, `vmm.attest-port=PORT`, `vmm.nsm-check=1`: signed documents, AWS's checks of an NSM, see [`attestation`].
+//! - `vmm.clock=off`: no look at the clocks, which sleeps for more than half a second: for benchmarks.
 //! - `vmm.work=NAME:N,...`: work for benchmarks, see [`work`].
 //! - `vmm.heartbeat=on` and `vmm.vsock=serve:PORT,echo:PORT:N,connect:PORT:BYTES`: see [`vsock`].
 //!
@@ -58,7 +59,9 @@ fn main() -> std::process::ExitCode {
     let system = system::System::read();
     system.report(&mut console);
     console.report("cmdline", command_line.text());
-    system::report_clock(&mut console);
+    if command_line.value("vmm.clock") != Some("off") {
+        system::report_clock(&mut console);
+    }
     let devices = devices::Devices::read();
     devices.report(&mut console);
     let nsm = nsm::Nsm::open().map(|nsm| nsm.interview());

@@ -25,3 +25,6 @@ pub use machine::{Machine, SerialPort, TRIPLE_FAULT};
 pub use options::{AccelChoice, Decompress, Host, MIB, OnOffAuto, OnReboot, Options};
 pub use transports::Slot;
 pub use variant::{IMAGE_HEAD, Payload, Plain, Variant, open_initrd};
+
+/// Whether this build's software CPU has a translator.
+pub const TRANSLATOR_AVAILABLE: bool = accel_soft::TranslatorMode::AVAILABLE;

@@ -82,7 +82,8 @@ impl Machine {
         match options.accel {
             AccelChoice::Kvm => Self::with_accelerator(options, variant, host, &KvmAccelerator::open()?),
             AccelChoice::Soft | AccelChoice::Auto => {
-                let accelerator = SoftAccelerator { translator: translator(&options), debugging: options.debugging };
+                let Options { debugging, sampling, .. } = options;
+                let accelerator = SoftAccelerator { translator: translator(&options), debugging, sampling };
                 Self::with_accelerator(options, variant, host, &accelerator)
             }
         }
@@ -304,7 +305,7 @@ fn random() -> Result<[u64; 2], MachineError> {
 }
 
 fn translator(options: &Options) -> TranslatorMode {
-    match options.translator.resolve(true) {
+    match options.translator.resolve(TranslatorMode::AVAILABLE) {
         // All that is executed is to be compared.
         true if options.debugging.lockstep => TranslatorMode::On { threshold: 1, precise: false },
         true => TranslatorMode::DEFAULT,

@@ -88,10 +88,12 @@ pub struct Options {
     pub cpus: u32,
     /// Which processor backend runs the guest.
     pub accel: AccelChoice,
-    /// `translator`: hot guest code is translated to host code (the software CPU). Auto is on.
+    /// `translator`: hot guest code is translated to host code (the software CPU). Auto is on where the build has a translator.
     pub translator: OnOffAuto,
     /// `debug`: what is done to find the translator's errors. Nothing by default.
     pub debugging: Debugging,
+    /// Whether the processors' statistics say where their time went (the software CPU). Off by default, for it takes a thread.
+    pub sampling: bool,
     /// The image to boot: a bzImage or an ELF vmlinux for microvm, an EIF for nitro-enclave.
     pub kernel: PathBuf,
     /// An initial ramdisk; for nitro-enclave one that is appended to the EIF's.
@@ -126,6 +128,7 @@ impl Options {
             accel: AccelChoice::Auto,
             translator: OnOffAuto::Auto,
             debugging: Debugging::default(),
+            sampling: false,
             kernel: kernel.into(),
             initrd: None,
             cmdline: String::new(),

@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+mod boot_zstd;
 mod document;
 mod driver;
 mod eif_cpio;
@@ -40,6 +41,7 @@ pub struct Target {
 
 /// Every parser.
 pub const TARGETS: &[Target] = &[
+    boot_zstd::TARGET,
     document::TARGET,
     eif_cpio::TARGET,
     eif_image::TARGET,

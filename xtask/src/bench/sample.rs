@@ -115,10 +115,10 @@ fn mips(report: &Report, work: &str) -> Option<f64> {
     (nanoseconds > 0.0).then(|| instructions / nanoseconds * 1000.0)
 }
 
-/// The count in the launcher's line `vmm: stats: instructions 3000000 (2.0 million/s)`.
+/// The count in the launcher's line `vmm: stats: instructions        3000000`, the first of those that begin so.
 fn instructions(run: &Run) -> Option<f64> {
     let count = run.errors.iter().find_map(|line| line.text.strip_prefix("vmm: stats: instructions "))?;
-    Some(count.split(' ').next()?.parse::<f64>().ok()? / 1e6)
+    Some(count.split_whitespace().next()?.parse::<f64>().ok()? / 1e6)
 }
 
 #[cfg(test)]
@@ -148,7 +148,8 @@ pub(super) mod tests {
 
     #[test]
     fn the_launchers_count_of_instructions_is_read() {
-        let mut run = run_with(&["vmm: stats: instructions 3000000 (2.0 million/s)"]);
+        let mut run =
+            run_with(&["vmm: stats: instructions             3000000", "vmm: stats: instructions interpreted    7"]);
         std::mem::swap(&mut run.console, &mut run.errors);
         assert_eq!(instructions(&run), Some(3.0));
     }

@@ -157,16 +157,19 @@ macro_rules! round {
 /// Sixteen rounds, written out, because places in arrays must be constants to become registers; between them four rows of the
 /// next schedule, which `$early` and `$late` make in two steps.
 macro_rules! sixteen_rounds {
-    ($v:ident, $parity:ident, $rows:ident, |$row:ident| $early:expr, |$made:ident| $late:expr) => {
+    ($v:ident, $parity:ident, $rows:ident) => {
+        sixteen_rounds!($v, $parity, $rows, |_ROW| {}, |_made| {})
+    };
+    ($v:ident, $parity:ident, $rows:ident, |$row:ident| $early:block, |$made:ident| $late:block) => {
         sixteen_rounds!($v, $parity, $rows, $row, $early, $made, $late, 0 1 2 3)
     };
-    ($v:ident, $parity:ident, $rows:ident, $row:ident, $early:expr, $made:ident, $late:expr, $($number:literal)*) => {
+    ($v:ident, $parity:ident, $rows:ident, $row:ident, $early:block, $made:ident, $late:block, $($number:literal)*) => {
         $({
             const $row: usize = $number;
             let $made = $early;
             round!($v, $parity, $rows, 4 * $number, 64 * $number + 8);
             round!($v, $parity, $rows, 4 * $number + 1, 64 * $number + 32);
-            $late;
+            $late
             round!($v, $parity, $rows, 4 * $number + 2, 64 * $number + 40);
             round!($v, $parity, $rows, 4 * $number + 3, 64 * $number + 64);
         })*
@@ -193,9 +196,9 @@ fn compress_pairs(state: &mut [u64; 8], blocks: &[[u8; BLOCK]]) {
             let mut rows = now.as_ptr().cast::<u64>().wrapping_add(2 * half);
             for part in 5 * half..5 * half + 5 {
                 if part < 2 {
-                    sixteen_rounds!(v, parity, rows, |_ROW| (), |_made| ());
+                    sixteen_rounds!(v, parity, rows);
                 } else {
-                    sixteen_rounds!(v, parity, rows, |ROW| early_half(&words, ROW), |early| {
+                    sixteen_rounds!(v, parity, rows, |ROW| { early_half(&words, ROW) }, |early| {
                         words[ROW] = _mm256_add_epi64(early, late_half(&words, ROW));
                         next[4 * part + ROW] = keyed(words[ROW], 4 * part + ROW);
                     });

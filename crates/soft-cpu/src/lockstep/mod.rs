@@ -12,7 +12,7 @@
 mod snapshot;
 mod stores;
 mod tape;
-#[cfg(test)]
+#[cfg(all(test, feature = "translator"))]
 mod tests;
 
 use std::collections::HashMap;
@@ -21,9 +21,10 @@ use std::fmt::Write;
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, RflagsBits};
 use x86::{InterruptShadow, rflags};
 
-use crate::block::Block;
+use crate::block::{Block, BlockCache};
 use crate::core::{Core, DecodeMode, Outcome, Stop};
-use crate::translate::{Entered, Translator};
+use crate::run::Entered;
+use crate::translate::Translator;
 use snapshot::Snapshot;
 pub(crate) use stores::StoreLog;
 use tape::{Recorder, SharedTape};
@@ -38,9 +39,13 @@ const ATTEMPTS: u32 = 3;
 struct Facts {
     /// Its result is another one each time.
     random: bool,
-    /// Status flags that are undefined after it.
+    /// Status flags that it leaves alone, and those that are undefined after it.
+    kept: u64,
     undefined: u64,
 }
+
+/// A block of a translation, and its instruction pointer.
+type Part<'a> = (u64, &'a Block);
 
 /// The comparison of one CPU.
 pub(crate) struct Lockstep {
@@ -61,6 +66,8 @@ type Page = (usize, Vec<u64>);
 struct Execution {
     outcome: Outcome,
     after: Snapshot,
+    /// How many blocks of the translation were executed, where that is known.
+    parts: usize,
 }
 
 impl Lockstep {
@@ -91,16 +98,33 @@ impl Lockstep {
         self.report.as_deref()
     }
 
-    /// Executes `block`, which is current, in both ways.
-    pub(crate) fn run(&mut self, core: &mut Core, block: &Block, translator: &mut Translator) -> Entered {
+    /// Executes the translation of `block`, which is current, in both ways. `known` is the code that the loop would have entered without looking for the block.
+    pub(crate) fn run(
+        &mut self,
+        core: &mut Core,
+        blocks: &BlockCache,
+        block: &Block,
+        known: Option<u64>,
+        translator: &mut Translator,
+    ) -> Entered {
         let Some(tape) = self.tape.clone() else { return Entered::No };
         // Stores since the last block: an exception's frame.
         core.stores = Some(Box::default());
-        let facts = self.facts(block);
-        if facts.random {
+        if let Some(known) = known.filter(|known| !translator.is_code_of(core, block, *known)) {
+            let what = format!("code: the table of jumps has {known:#x}, which is not this block's\n");
+            self.report = Some(report(&[(core.rip, block)], &Snapshot::take(core), &what));
+            return Entered::Diverged;
+        }
+        let Some(number) = translator.prepare(core, blocks, block) else { return Entered::No };
+        let mut parts: Vec<Part<'_>> = vec![(core.rip, block)];
+        for offset in translator.further(number) {
+            let offset = u64::from(*offset);
+            let Some(block) = blocks.on_page_of(block, offset) else { return Entered::No };
+            parts.push((core.rip & !0xfff | offset, block));
+        }
+        if parts.iter().any(|(_, block)| self.facts(block).random) {
             return Entered::No;
         }
-        let Some(number) = translator.prepare(core, block) else { return Entered::No };
         let live = self.live.entry((block.physical(), block.mode())).or_insert(STATUS);
         *live &= status(translator.live(number));
         let before = Snapshot::take(core);
@@ -112,16 +136,20 @@ impl Lockstep {
                 tape.lock().replay();
             }
             before.restore(core);
-            let interpreted = interpret(core, block);
+            let interpreted = interpret(core, &parts);
             let (stored, new) = take_back(core);
             let pages: Vec<Page> = stored.pages().into_iter().map(|at| (at, stores::page(at))).collect();
             before.restore(core);
             stored.enter(&mut core.tlb);
             tape.lock().replay();
-            let translated = translate(core, block, number, translator);
+            let translated = translate(core, &parts, number, translator);
             stored.leave(&mut core.tlb);
             let asked = tape.lock().difference();
-            let flags = self.flags_at(core, &translated, facts);
+            let undefined = parts.iter().take(interpreted.parts).fold(0, |undefined, (_, block)| {
+                let facts = self.facts(block);
+                undefined & facts.kept | facts.undefined
+            });
+            let flags = self.flags_at(core, &translated, undefined);
             let seen: Vec<Page> = pages.iter().map(|(at, _)| (*at, stores::page(*at))).collect();
             let (by_handlers, _) = take_back(core);
             // Bytes that neither was to store to are put back too: if they were a device's, they are the same in `seen`.
@@ -150,7 +178,7 @@ impl Lockstep {
             stored.undo();
         }
         tape.lock().mode = tape::Mode::Pass;
-        self.report = Some(report(block, &before, &differences));
+        self.report = Some(report(&parts, &before, &differences));
         Entered::Diverged
     }
 
@@ -158,9 +186,10 @@ impl Lockstep {
         if let Some(facts) = self.facts.get(block.bytes()) {
             return *facts;
         }
-        let mut facts = Facts { random: false, undefined: 0 };
+        let mut facts = Facts { random: false, kept: STATUS, undefined: 0 };
         for i in instructions(block) {
             facts.random |= matches!(i.mnemonic(), Mnemonic::Rdrand | Mnemonic::Rdseed);
+            facts.kept &= !status(i.rflags_modified());
             facts.undefined &= !status(i.rflags_modified());
             facts.undefined |= status(i.rflags_undefined());
         }
@@ -169,14 +198,14 @@ impl Lockstep {
     }
 
     /// The status flags that count where a translation has come to.
-    fn flags_at(&self, core: &Core, translated: &Execution, facts: Facts) -> u64 {
+    fn flags_at(&self, core: &Core, translated: &Execution, undefined: u64) -> u64 {
         if translated.outcome.is_err() {
             return 0;
         }
         let page = core.fetch.lookup(translated.after.rip, core.cpl == 3);
         let physical = page.map(|page| page.physical() | translated.after.rip & 0xfff);
         let live = physical.and_then(|physical| self.live.get(&(physical, core.mode)));
-        live.copied().unwrap_or(STATUS) & !facts.undefined
+        live.copied().unwrap_or(STATUS) & !undefined
     }
 }
 
@@ -208,12 +237,27 @@ fn take_back(core: &mut Core) -> (StoreLog, Vec<u8>) {
     (stored, new)
 }
 
-fn interpret(core: &mut Core, block: &Block) -> Execution {
+fn interpret(core: &mut Core, parts: &[Part<'_>]) -> Execution {
     core.shadow = InterruptShadow::None;
-    let start = core.rip;
-    let outcome = core.interpret(block, 0, block.ops.len());
-    let outcome = interpret_rest(core, block, start, outcome);
-    Execution { outcome, after: Snapshot::take(core) }
+    let (outcome, parts) = interpret_parts(core, parts, 0);
+    Execution { outcome, after: Snapshot::take(core), parts }
+}
+
+/// Executes the blocks as long as control goes from one to the next, the first from its operation number `from`. Also returns how many were executed.
+fn interpret_parts(core: &mut Core, parts: &[Part<'_>], from: usize) -> (Outcome, usize) {
+    let mut executed = 0;
+    for (start, block) in parts {
+        if executed > 0 && core.rip != *start {
+            break;
+        }
+        let outcome = core.interpret(block, if executed == 0 { from } else { 0 }, block.ops.len());
+        let outcome = interpret_rest(core, block, *start, outcome);
+        executed += 1;
+        if outcome.is_err() {
+            return (outcome, executed);
+        }
+    }
+    (Ok(()), executed)
 }
 
 /// Goes on after `outcome` where a string instruction wanted a look at what waits: how far each of them gets until then depends on the TLB.
@@ -226,22 +270,32 @@ fn interpret_rest(core: &mut Core, block: &Block, start: u64, mut outcome: Outco
     outcome
 }
 
-/// Runs the translation of `block`. What it leaves over, because something waits for the CPU, is interpreted.
-fn translate(core: &mut Core, block: &Block, number: usize, translator: &mut Translator) -> Execution {
-    let start = core.rip;
+/// Runs the translation. What it leaves over, because something waits for the CPU, is interpreted.
+fn translate(core: &mut Core, parts: &[Part<'_>], number: usize, translator: &mut Translator) -> Execution {
     let executed = core.counters.instructions;
-    let mut outcome = match translator.run_translation(core, block, number, block.ops.len() as i32) {
+    let (_, block) = parts[0];
+    let slice = translator.count(number) as i32;
+    let mut outcome = match translator.run_translation(core, block, number, slice) {
         Entered::Stopped(stop) => Err(stop),
         _ => Ok(()),
     };
     core.native.interpret = false;
-    let done = (core.counters.instructions - executed) as usize;
-    let next = block.ops.get(done).map(|op| start.wrapping_add(op.offset.into()));
-    if outcome.is_ok() && next == Some(core.rip) && core.block_end != 0 {
-        outcome = core.interpret(block, done, block.ops.len());
+    // Where it is after so many instructions, if control went from block to block.
+    let (mut at, mut done) = (0, (core.counters.instructions - executed) as usize);
+    while let Some((_, block)) = parts.get(at)
+        && done >= block.ops.len()
+    {
+        done -= block.ops.len();
+        at += 1;
     }
-    let outcome = interpret_rest(core, block, start, outcome);
-    Execution { outcome, after: Snapshot::take(core) }
+    if let Some((start, block)) = parts.get(at) {
+        let next = start.wrapping_add(block.ops[done].offset.into());
+        let again = outcome == Err(Stop::Again);
+        if next == core.rip && (again || outcome.is_ok() && core.block_end != 0) {
+            outcome = interpret_parts(core, &parts[at..], done).0;
+        }
+    }
+    Execution { outcome, after: Snapshot::take(core), parts: 0 }
 }
 
 /// Puts pages back to what they were, where they have changed.
@@ -283,14 +337,16 @@ fn compare_memory(expected: &[Page], seen: &[Page]) -> String {
     text
 }
 
-fn report(block: &Block, before: &Snapshot, differences: &str) -> String {
+fn report(parts: &[Part<'_>], before: &Snapshot, differences: &str) -> String {
     let mut text = format!("translated code and the interpreter differ in the block at rip {:#x}:\n", before.rip);
-    for (op, i) in block.ops.iter().zip(instructions(block)) {
-        let start = usize::from(op.offset);
-        let bytes = block.bytes().get(start..start + usize::from(op.len)).unwrap_or_default();
-        let hex: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        let rip = before.rip.wrapping_add(start as u64);
-        let _ = writeln!(text, "  {rip:#x}: {:<32} {:?}", hex.join(" "), i.code());
+    for (start, block) in parts {
+        for (op, i) in block.ops.iter().zip(instructions(block)) {
+            let at = usize::from(op.offset);
+            let bytes = block.bytes().get(at..at + usize::from(op.len)).unwrap_or_default();
+            let hex: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            let rip = start.wrapping_add(at as u64);
+            let _ = writeln!(text, "  {rip:#x}: {:<32} {:?}", hex.join(" "), i.code());
+        }
     }
     let _ = writeln!(text, "before, rax to r15: {:x?}", &before.gpr[..16]);
     let _ = writeln!(text, "before, status flags: {:#x}", before.flags.bits());

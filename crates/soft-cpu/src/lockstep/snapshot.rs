@@ -2,11 +2,12 @@
 
 use x86::{DescriptorTable, InterruptShadow, Segment, rflags};
 
-use crate::core::{Core, Counters, DecodeMode, Fault};
+use crate::core::{Core, DecodeMode, Fault};
 use crate::flags::LazyFlags;
 use crate::fpu::{FpuState, offset};
 use crate::mem::CODE_STORE_COUNTERS;
 use crate::msr::Msrs;
+use crate::statistics::Counters;
 
 /// A copy of it.
 #[derive(Clone)]
@@ -83,6 +84,7 @@ impl Snapshot {
             ram: _,
             platform: _,
             link: _,
+            layer: _,
             counters,
             code_stores,
             fetch: _,

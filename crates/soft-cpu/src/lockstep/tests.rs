@@ -56,6 +56,20 @@ fn a_planted_wrong_constant_is_found_and_reported_with_its_register() {
 }
 
 #[test]
+fn an_entry_of_another_block_in_the_table_of_jumps_is_found() {
+    let mut cpu = in_lockstep(&LOOP);
+    let start = cpu.core.rip;
+    assert_eq!(count(&mut cpu), Exit::Halted, "{:?}", cpu.divergence());
+    let core = &mut *cpu.core;
+    let page = core.fetch.lookup(start, false).unwrap();
+    let (_, code) = core.jumps.find(core.mode, start).unwrap();
+    core.jumps.insert(core.mode, start, code + 16, page);
+    (core.rip, core.halted) = (start, false);
+    assert_eq!(count(&mut cpu), Exit::Diverged);
+    assert!(cpu.divergence().unwrap().contains("the table of jumps has"), "{:?}", cpu.divergence());
+}
+
+#[test]
 fn a_planted_wrong_store_is_found_in_memory() {
     // MOV [R10], RAX becomes MOV [R10], RCX.
     let report = planted(&[0x49, 0x89, 0x02], &[0x49, 0x89, 0x0a]);

@@ -19,9 +19,33 @@ pub(crate) struct Arena {
     writable: *mut u8,
     executable: *const u8,
     size: usize,
-    used: usize,
+    /// By [`Part`].
+    regions: [Region; 2],
     /// About how many bytes of the writable mapping have been touched since they were last given up.
     touched: usize,
+}
+
+/// Where in the arena code goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// What is executed often lies close together.
+    Hot = 0,
+    /// And what hardly ever is lies out of its way.
+    Cold = 1,
+}
+
+/// A part's offsets in the arena.
+#[derive(Clone, Copy)]
+struct Region {
+    start: usize,
+    used: usize,
+    end: usize,
+}
+
+impl Region {
+    fn new(start: usize, end: usize) -> Self {
+        Self { start, used: start, end }
+    }
 }
 
 /// Bytes of the writable mapping that may be touched until its pages are given up. Otherwise all code would be resident twice.
@@ -35,11 +59,12 @@ unsafe impl Send for Arena {}
 impl Arena {
     /// An empty arena for thunks.
     pub(super) fn new() -> io::Result<Self> {
-        Self::with_size(NAME, ARENA_SIZE)
+        Self::with_size(NAME, ARENA_SIZE, ARENA_SIZE)
     }
 
-    /// An empty arena of `size` bytes, named in the process's memory map.
-    pub(crate) fn with_size(name: &CStr, size: usize) -> io::Result<Self> {
+    /// An empty arena of `size` bytes, the first `hot` of them for hot code, named in the process's memory map.
+    pub(crate) fn with_size(name: &CStr, size: usize, hot: usize) -> io::Result<Self> {
+        let regions = [Region::new(0, hot), Region::new(hot, size)];
         // SAFETY: a system call with a valid name; the descriptor it returns is ours alone.
         let file = unsafe {
             let fd = libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC);
@@ -54,7 +79,7 @@ impl Arena {
         }
         let writable = map(&file, size, libc::PROT_READ | libc::PROT_WRITE)?;
         match map(&file, size, libc::PROT_READ | libc::PROT_EXEC) {
-            Ok(executable) => Ok(Self { writable, executable, size, used: 0, touched: 0 }),
+            Ok(executable) => Ok(Self { writable, executable, size, regions, touched: 0 }),
             Err(error) => {
                 // SAFETY: unmaps what was just mapped and nothing points into.
                 unsafe { libc::munmap(writable.cast(), size) };
@@ -63,20 +88,32 @@ impl Arena {
         }
     }
 
-    /// Bytes that are still free.
-    pub(crate) fn room(&self) -> usize {
-        self.size - self.used
+    /// Bytes of code that it holds.
+    pub(crate) fn used(&self) -> usize {
+        self.regions.iter().map(|region| region.used - region.start).sum()
     }
 
-    /// The address at which what is appended next can be called.
-    pub(crate) fn next(&self) -> u64 {
-        self.executable as u64 + self.used as u64
+    /// Bytes that it has room for when it is empty.
+    pub(crate) fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Bytes that are still free in this part.
+    pub(crate) fn room(&self, part: Part) -> usize {
+        let region = &self.regions[part as usize];
+        region.end - region.used
+    }
+
+    /// The address at which what is appended next to this part can be called.
+    pub(crate) fn next(&self, part: Part) -> u64 {
+        self.executable as u64 + self.regions[part as usize].used as u64
     }
 
     /// Overwrites code that was appended, at the address where it runs. Nobody may be running it.
     pub(crate) fn patch(&mut self, at: u64, code: &[u8]) {
         let offset = (at - self.executable as u64) as usize;
-        assert!(offset + code.len() <= self.used, "a patch of code that is not there");
+        let there = |region: &Region| region.start <= offset && offset + code.len() <= region.used;
+        assert!(self.regions.iter().any(there), "a patch of code that is not there");
         // SAFETY: it lies in what has been appended, and nothing else writes to the mapping.
         unsafe { ptr::copy_nonoverlapping(code.as_ptr(), self.writable.add(offset), code.len()) };
         self.touch(PATCH_TOUCHES);
@@ -96,7 +133,7 @@ impl Arena {
     #[cfg(test)]
     pub(crate) fn replace(&mut self, at: u64, len: usize, from: &[u8], to: &[u8]) {
         let start = (at - self.executable as u64) as usize;
-        for offset in start..(start + len).min(self.used).saturating_sub(from.len()) {
+        for offset in start..(start + len).min(self.regions[0].used).saturating_sub(from.len()) {
             // SAFETY: the range was appended, and nobody writes to it meanwhile.
             let found = unsafe { std::slice::from_raw_parts(self.writable.add(offset), from.len()) };
             if found == from {
@@ -105,23 +142,26 @@ impl Arena {
         }
     }
 
-    /// Appends `code` at a 16-byte boundary and returns the address at which it can be called; `None` if the arena is full.
-    pub(crate) fn append(&mut self, code: &[u8]) -> Option<u64> {
-        let at = self.used;
+    /// Appends `code` to a part, at a 16-byte boundary, and returns the address at which it can be called; `None` if the part is full.
+    pub(crate) fn append(&mut self, part: Part, code: &[u8]) -> Option<u64> {
+        let region = &mut self.regions[part as usize];
+        let at = region.used;
         let end = at.checked_add(code.len())?;
-        if end > self.size {
+        if end > region.end {
             return None;
         }
+        region.used = end.next_multiple_of(16).min(region.end);
         // SAFETY: `at..end` lies in the mapping, and nothing else writes to it.
         unsafe { ptr::copy_nonoverlapping(code.as_ptr(), self.writable.add(at), code.len()) };
-        self.used = end.next_multiple_of(16).min(self.size);
         self.touch(code.len());
         Some(self.executable as u64 + at as u64)
     }
 
     /// Forgets all code. Nobody may call it any more.
     pub(crate) fn clear(&mut self) {
-        self.used = 0;
+        for region in &mut self.regions {
+            region.used = region.start;
+        }
         // What lay here may have been fetched through the other mapping, which the processor need not notice: CPUID serialises it
         // (SDM vol. 3, 10.1.3).
         std::arch::x86_64::__cpuid(0);
@@ -162,8 +202,8 @@ mod tests {
     #[test]
     fn appended_code_can_be_read_where_it_will_run() {
         let mut arena = Arena::new().unwrap();
-        let first = arena.append(&[0x90; 5]).unwrap();
-        let second = arena.append(&[0xc3]).unwrap();
+        let first = arena.append(Part::Hot, &[0x90; 5]).unwrap();
+        let second = arena.append(Part::Hot, &[0xc3]).unwrap();
         assert_eq!(second - first, 16);
         // SAFETY: the address lies in the executable mapping, which is readable.
         assert_eq!(unsafe { *(second as *const u8) }, 0xc3);
@@ -172,7 +212,7 @@ mod tests {
     #[test]
     fn code_stays_when_the_pages_it_was_written_through_are_given_up() {
         let mut arena = Arena::new().unwrap();
-        let code: Vec<u64> = (0..MOST_TOUCHED / 64).map(|_| arena.append(&[0xc3; 64]).unwrap()).collect();
+        let code: Vec<u64> = (0..MOST_TOUCHED / 64).map(|_| arena.append(Part::Hot, &[0xc3; 64]).unwrap()).collect();
         assert_eq!(arena.touched, 0);
         // SAFETY: the addresses lie in the executable mapping, which is readable.
         assert!(code.iter().all(|at| unsafe { *(*at as *const u8) } == 0xc3));
@@ -182,9 +222,9 @@ mod tests {
     fn a_full_arena_takes_nothing_more_until_it_is_cleared() {
         let mut arena = Arena::new().unwrap();
         let half = vec![0xc3; ARENA_SIZE / 2 + 16];
-        assert!(arena.append(&half).is_some());
-        assert!(arena.append(&half).is_none());
+        assert!(arena.append(Part::Hot, &half).is_some());
+        assert!(arena.append(Part::Hot, &half).is_none());
         arena.clear();
-        assert!(arena.append(&half).is_some());
+        assert!(arena.append(Part::Hot, &half).is_some());
     }
 }

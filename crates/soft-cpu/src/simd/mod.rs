@@ -26,7 +26,7 @@ use iced_x86::{Instruction, Mnemonic};
 use crate::core::{Core, DecodeMode, Outcome};
 use crate::decode::Lowered;
 use crate::op::Op;
-pub(crate) use arena::Arena;
+pub(crate) use arena::{Arena, Part};
 pub(crate) use classify::{Class, alignment, uses_x87_registers};
 pub use thunk::ThunkCache;
 

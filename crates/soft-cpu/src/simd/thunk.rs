@@ -14,7 +14,7 @@ use iced_x86::{
     Encoder, EncodingKind, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register, RflagsBits,
 };
 
-use super::arena::Arena;
+use super::arena::{Arena, Part};
 use super::classify;
 use crate::fpu::{FpuState, Scratch, offset};
 
@@ -80,7 +80,7 @@ impl ThunkCache {
 
     /// Whether `thunks` more surely fit.
     pub fn has_room_for(&self, thunks: usize) -> bool {
-        self.arena.as_ref().is_none_or(|arena| arena.room() >= thunks * MAX_THUNK_LEN)
+        self.arena.as_ref().is_none_or(|arena| arena.room(Part::Hot) >= thunks * MAX_THUNK_LEN)
     }
 
     /// Forgets every thunk: no operation that was decoded with this cache may be executed any more.
@@ -108,7 +108,7 @@ impl ThunkCache {
                 }
             }
         }
-        let entry = self.arena.as_mut()?.append(&code)?;
+        let entry = self.arena.as_mut()?.append(Part::Hot, &code)?;
         self.entries.insert(code.into_boxed_slice(), entry);
         Some((entry, shape))
     }

@@ -41,14 +41,12 @@ impl Core {
 
     fn port_in<T: Scalar>(&mut self, port: u16) -> T {
         let mut bytes = [0; 8];
-        self.counters.io += 1;
-        self.platform.port_read(port, &mut bytes[..T::SIZE]);
+        self.device(|platform| platform.port_read(port, &mut bytes[..T::SIZE]));
         T::truncate(u64::from_le_bytes(bytes))
     }
 
     fn port_out<T: Scalar>(&mut self, port: u16, value: T) {
-        self.counters.io += 1;
-        self.platform.port_write(port, &value.widen().to_le_bytes()[..T::SIZE]);
+        self.device(|platform| platform.port_write(port, &value.widen().to_le_bytes()[..T::SIZE]));
     }
 }
 

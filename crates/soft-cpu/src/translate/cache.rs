@@ -11,20 +11,31 @@ use guest_memory::{CodePages, code_overwrites};
 use tracing::{debug, error};
 use x86::InterruptShadow;
 
-use super::generate::{Place, Source, generate};
+use super::generate::{Generated, Place, Source, generate};
+use super::gs_base;
 use super::perf_map::PerfMap;
 use super::runtime::{self, Stubs};
 use super::state::{from_raw, to_raw};
-use crate::block::{Block, MAX_BLOCK_OPS};
+use super::trace::{self, MOST_OPS, Part};
+use crate::block::{Block, BlockCache, MAX_BLOCK_OPS};
 use crate::core::{Core, DecodeMode, GPR_PAGE, Outcome, Stop};
+use crate::layer::Layer;
 use crate::op::Op;
-use crate::simd::Arena;
+use crate::run::Entered;
+use crate::simd::{self, Arena};
+use crate::statistics::TranslatorStatistics;
 
 /// Size of the code arena in bytes; pages are taken as they are filled.
 const ARENA_SIZE: usize = 64 << 20;
 
-/// No block's code is longer, in bytes: 64 instructions of less than 300 bytes each.
-const MAX_BLOCK_CODE: usize = 32 << 10;
+/// Most instructions of a translation.
+const MAX_OPS: usize = if MOST_OPS > MAX_BLOCK_OPS { MOST_OPS } else { MAX_BLOCK_OPS };
+
+/// No translation is longer in either part of the arena, in bytes: that many instructions of less than 320 bytes each.
+const MAX_CODE: usize = 320 * MAX_OPS;
+
+/// The smallest arena that is worth having.
+const LEAST_ARENA: usize = 8 * MAX_CODE;
 
 /// Most instructions that generated code runs before it looks at what waits: a few microseconds.
 const SLICE: u64 = 4096;
@@ -39,6 +50,8 @@ pub(crate) struct NativeBlock {
     heat: Cell<u32>,
     /// Number of its translation, plus one; zero if there is none.
     translation: Cell<u32>,
+    /// Generated code may hold on to the block's operations.
+    held: Cell<bool>,
     /// The epoch of its page when it was made.
     epoch: Cell<u64>,
     /// How often all blocks, with the thunks that their operations call, had been forgotten when it was decoded.
@@ -47,8 +60,18 @@ pub(crate) struct NativeBlock {
 
 impl NativeBlock {
     /// Whether generated code may hold on to the block's operations.
-    pub(crate) fn is_translated(&self) -> bool {
-        self.translation.get() != 0
+    pub(crate) fn is_held(&self) -> bool {
+        self.held.get()
+    }
+
+    /// Generated code is going to.
+    pub(super) fn hold(&self) {
+        self.held.set(true);
+    }
+
+    /// How hot the block is: executions by the interpreter, or all there are if it is translated.
+    pub(super) fn warmth(&self) -> u32 {
+        if self.translation.get() != 0 { u32::MAX } else { self.heat.get() }
     }
 
     /// Executions by the interpreter.
@@ -67,10 +90,16 @@ struct Translation {
     memory_entry: u64,
     page: u32,
     epoch: u64,
+    /// The other page, and its epoch, of an instruction across two pages.
+    second: Option<(u32, u64)>,
     place: Place,
     mode: DecodeMode,
     /// See [`Translator::live`].
     live: u32,
+    /// Instructions.
+    count: u16,
+    /// Where its further blocks begin, in the page.
+    further: Box<[u16]>,
 }
 
 /// A page with translations.
@@ -93,21 +122,6 @@ struct Link {
     host_flags: bool,
 }
 
-/// What the translator counts for `--stats`.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct TranslatorStatistics {
-    /// Blocks translated.
-    pub translated: u64,
-    /// Instructions executed in generated code.
-    pub instructions: u64,
-    /// Entries into generated code.
-    pub entries: u64,
-    /// Entries that followed a jump which had no link.
-    pub unlinked: u64,
-    /// Times the arena was flushed.
-    pub flushes: u64,
-}
-
 /// One CPU's translator.
 pub(crate) struct Translator {
     threshold: u32,
@@ -124,20 +138,10 @@ pub(crate) struct Translator {
     left_by: u32,
     /// Everything is forgotten often.
     flushes: bool,
+    /// See [`Source::alone`].
+    alone: bool,
     perf_map: Option<PerfMap>,
-    pub(crate) statistics: TranslatorStatistics,
-}
-
-/// What came of an attempt to run generated code.
-pub(crate) enum Entered {
-    /// There is none for this block (yet): interpret it.
-    No,
-    /// It ran; the instruction pointer and the state are those of an instruction boundary.
-    Ran,
-    /// It ran into something.
-    Stopped(Stop),
-    /// In lockstep: the interpreter comes to something else.
-    Diverged,
+    statistics: TranslatorStatistics,
 }
 
 impl Translator {
@@ -149,7 +153,11 @@ impl Translator {
 
     /// The same with an arena of `size` bytes.
     pub(super) fn with_arena(threshold: u32, precise: bool, size: usize) -> Option<Self> {
-        let mut arena = match Arena::with_size(c"vmm-translations", size) {
+        if !gs_base::is_available() {
+            error!("this system lets no program set the base of GS: blocks are interpreted");
+            return None;
+        }
+        let mut arena = match Arena::with_size(c"vmm-translations", size, size / 5 * 2) {
             Ok(arena) => arena,
             Err(error) => {
                 error!(%error, "no memory for generated code: blocks are interpreted");
@@ -171,15 +179,28 @@ impl Translator {
             cleared: 0,
             left_by: 0,
             flushes: false,
+            alone: false,
             perf_map: None,
             statistics: TranslatorStatistics::default(),
         })
     }
 
+    /// What was counted.
+    pub(crate) fn statistics(&self) -> TranslatorStatistics {
+        let (code_bytes, code_room) = (self.arena.used() as u64, self.arena.size() as u64);
+        TranslatorStatistics { code_bytes, code_room, ..self.statistics }
+    }
+
     /// See [`Debugging`](crate::run::Debugging).
-    pub(crate) fn set_debugging(&mut self, flushes: bool, perf_map: bool) {
+    pub(crate) fn set_debugging(&mut self, lockstep: bool, flushes: bool, perf_map: bool) {
+        self.alone = lockstep;
         self.flushes = flushes;
         self.perf_map = if perf_map { PerfMap::open() } else { None };
+    }
+
+    /// The same translator with room for so many bytes of code, at least some blocks'. There are no translations yet.
+    pub(crate) fn limited_to(self, size: usize) -> Option<Self> {
+        Self::with_arena(self.threshold, self.precise, size.max(LEAST_ARENA))
     }
 
     /// Forgets every translation.
@@ -222,17 +243,17 @@ impl Translator {
 
     /// Runs `block`, which is current, and what it leads to, if it is translated or hot enough to be; for at most about `budget` instructions.
     #[inline(always)]
-    pub(crate) fn run(&mut self, core: &mut Core, block: &Block, budget: u64) -> Entered {
-        let Some(number) = self.prepare(core, block) else { return Entered::No };
-        // At least the block itself, or nothing would ever be executed.
-        let slice = budget.min(SLICE).max(block.ops.len() as u64) as i32;
+    pub(crate) fn run(&mut self, core: &mut Core, blocks: &BlockCache, block: &Block, budget: u64) -> Entered {
+        let Some(number) = self.prepare(core, blocks, block) else { return Entered::No };
+        // At least the translation itself, or nothing would ever be executed.
+        let slice = budget.min(SLICE).max(self.translations[number].count.into()) as i32;
         self.run_translation(core, block, number, slice)
     }
 
     /// The number of `block`'s translation, if it is translated or hot enough to be.
     #[inline(always)]
-    pub(crate) fn prepare(&mut self, core: &mut Core, block: &Block) -> Option<usize> {
-        if !block.mode().has(DecodeMode::CODE64) || block.crosses_pages() {
+    pub(crate) fn prepare(&mut self, core: &mut Core, blocks: &BlockCache, block: &Block) -> Option<usize> {
+        if !block.mode().has(DecodeMode::CODE64) {
             self.left_by = 0;
             return None;
         }
@@ -243,12 +264,12 @@ impl Translator {
         if std::mem::take(&mut core.native.interpret) {
             return None;
         }
-        if self.flushes && self.statistics.entries.is_multiple_of(ENTRIES_BETWEEN_FLUSHES) {
+        if self.flush_is_due() {
             core.tlb.flush_all();
             self.flush(core);
         }
         self.follow_overwrites(core);
-        let number = self.translation(core, block);
+        let number = self.translation(core, blocks, block);
         match number {
             None => self.left_by = 0,
             Some(number) if self.left_by != 0 => self.link(self.left_by, number),
@@ -257,16 +278,39 @@ impl Translator {
         number
     }
 
+    /// Under [`Debugging::flushes`](crate::run::Debugging::flushes): everything is to be forgotten before the next entry.
+    fn flush_is_due(&self) -> bool {
+        self.flushes && self.statistics.entries.is_multiple_of(ENTRIES_BETWEEN_FLUSHES)
+    }
+
     /// Status flags, as the decoder names them, that translation `number` or what follows it reads.
     pub(crate) fn live(&self, number: usize) -> u32 {
         self.translations[number].live
+    }
+
+    /// How many instructions translation `number` has.
+    pub(crate) fn count(&self, number: usize) -> usize {
+        self.translations[number].count.into()
+    }
+
+    /// The offsets in their page of the blocks of translation `number` that follow its first.
+    pub(crate) fn further(&self, number: usize) -> &[u16] {
+        &self.translations[number].further
     }
 
     /// Runs translation `number`, which [`Translator::prepare`] has just returned, and what it leads to, for about `slice` instructions.
     #[inline(always)]
     pub(crate) fn run_translation(&mut self, core: &mut Core, block: &Block, number: usize, slice: i32) -> Entered {
         let entry = self.translations[number].memory_entry;
-        core.native.jump_table = match core.fetch.lookup(core.rip, core.cpl == 3) {
+        let user = core.cpl == 3;
+        let page = match (core.fetch.lookup(core.rip, user), block.second_page()) {
+            (Some(page), None) => Some(page),
+            (Some(page), Some(_)) => {
+                core.fetch.lookup(core.rip.wrapping_add(4096), user).map(|second| page.and(second))
+            }
+            (None, _) => None,
+        };
+        core.native.jump_table = match page {
             Some(page) => core.jumps.insert(block.mode(), core.rip, entry, page),
             None => core.jumps.table(block.mode()),
         };
@@ -279,30 +323,78 @@ impl Translator {
     /// Half of what leaves generated code goes on so (STI, system calls and their ends), and to find the block first would be seven cache misses.
     #[inline(always)]
     pub(crate) fn run_known(&mut self, core: &mut Core, clears: u32, budget: u64) -> Entered {
-        let settled = !self.flushes && self.cleared == clears && self.overwrites == code_overwrites();
-        if !settled || self.left_by != 0 || core.native.interpret || budget < MAX_BLOCK_OPS as u64 {
+        if self.left_by != 0 || budget < MAX_OPS as u64 {
             return Entered::No;
         }
-        let Some((table, entry)) = core.jumps.find(core.mode, core.rip) else { return Entered::No };
+        let Some((table, entry)) = self.known(core, clears) else { return Entered::No };
         core.native.jump_table = table;
         self.enter(core, entry, budget.min(SLICE) as i32)
     }
 
+    /// The table of jumps for the current mode, and what it has for the current instruction pointer, if that can be trusted now.
+    #[inline(always)]
+    fn known(&self, core: &Core, clears: u32) -> Option<(usize, u64)> {
+        let settled = !self.flush_is_due() && self.cleared == clears && self.overwrites == code_overwrites();
+        if !settled || core.native.interpret {
+            return None;
+        }
+        core.jumps.find(core.mode, core.rip)
+    }
+
+    /// The entry that [`Translator::run_known`] would use now; for lockstep, where the block is always looked up as well.
+    pub(crate) fn known_entry(&self, core: &Core, clears: u32) -> Option<u64> {
+        self.known(core, clears).map(|(_, entry)| entry)
+    }
+
+    /// Whether `entry` is that of a good translation of `block`, which is current. A block that is mapped twice may have several.
+    pub(crate) fn is_code_of(&self, core: &Core, block: &Block, entry: u64) -> bool {
+        let page = self.page_numbers.get(&(block.physical() >> 12));
+        let good = |translation: &Translation| {
+            translation.memory_entry == entry
+                && translation.mode == block.mode()
+                && translation.place == place(core, block.mode())
+                && page.is_some_and(|page| *page == translation.page as usize)
+                && self.pages[translation.page as usize].epoch == translation.epoch
+        };
+        let own = (block.native.translation.get() as usize).checked_sub(1).and_then(|at| self.translations.get(at));
+        own.is_some_and(good) || self.translations.iter().any(good)
+    }
+
     #[inline(always)]
     fn enter(&mut self, core: &mut Core, entry: u64, slice: i32) -> Entered {
+        core.layer.set(Layer::Generated);
         core.gpr[usize::from(GPR_PAGE)] = core.rip & !0xfff;
         core.native.flags = to_raw(&core.flags);
         core.native.slice = slice;
         core.shadow = InterruptShadow::None;
         self.left_by = runtime::enter(&self.stubs, core, entry);
+        core.layer.set(Layer::Interpreter);
         core.flags = from_raw(core.native.flags);
-        let executed = i64::from(slice) - i64::from(core.native.slice);
+        let executed =
+            i64::from(slice) - i64::from(core.native.slice) - i64::from(std::mem::take(&mut core.native.unused));
         core.counters.instructions = core.counters.instructions.wrapping_add_signed(executed);
         self.statistics.instructions = self.statistics.instructions.wrapping_add_signed(executed);
         self.statistics.entries += 1;
-        match core.native.stop.take() {
+        let stop = core.native.stop.take();
+        let by_handler = std::mem::take(&mut core.native.handler_left);
+        *self.exit_counter(core, stop, by_handler) += 1;
+        match stop {
             Some(stop) => Entered::Stopped(stop),
             None => Entered::Ran,
+        }
+    }
+
+    /// What counts the exit that was just made.
+    fn exit_counter(&mut self, core: &Core, stop: Option<Stop>, by_handler: bool) -> &mut u64 {
+        let exits = &mut self.statistics.exits;
+        match stop {
+            Some(Stop::Again) => &mut exits.again,
+            Some(Stop::Exception | Stop::Shutdown) => &mut exits.exceptions,
+            None if core.native.interpret => &mut exits.interpreted,
+            None if self.left_by != 0 => &mut exits.jumps,
+            None if !by_handler => &mut exits.slices,
+            None if core.has_attention() => &mut exits.attention,
+            None => &mut exits.changes,
         }
     }
 
@@ -319,25 +411,25 @@ impl Translator {
         let (op, bytes) = (block.ops.first()?, block.bytes());
         // All of its block, and there until the code is left.
         let op = &Op { left: 1, ..*op };
-        if !block.mode().has(DecodeMode::CODE64) || block.crosses_pages() {
+        if !block.mode().has(DecodeMode::CODE64) {
             return None;
         }
-        if self.arena.room() < MAX_BLOCK_CODE {
+        if self.is_nearly_full() {
             self.flush(core);
         }
+        let bytes = &bytes[..usize::from(op.len)];
         let generated = generate(
             &Source {
-                bytes: &bytes[..usize::from(op.len)],
-                place: place(core, block.mode()),
-                ops: std::slice::from_ref(op),
+                parts: &[Part::new(bytes, place(core, block.mode()), std::slice::from_ref(op))],
                 mode: block.mode(),
+                alone: true,
             },
-            self.arena.next(),
+            (self.arena.next(simd::Part::Hot), self.arena.next(simd::Part::Cold)),
             &self.stubs,
             self.links.len() as u32,
             self.precise,
         )?;
-        let base = self.arena.append(&generated.code)?;
+        let base = self.place(&generated)?;
         // Nothing of this may be found again.
         core.jumps.clear();
         core.native.jump_table = core.jumps.table(block.mode());
@@ -352,15 +444,22 @@ impl Translator {
         Some(core.native.stop.take().map_or(Ok(()), Err))
     }
 
+    /// The code of its pages is what it was.
     #[inline(always)]
-    fn translation(&mut self, core: &mut Core, block: &Block) -> Option<usize> {
+    fn is_of_its_epoch(&self, translation: &Translation) -> bool {
+        let is_of = |page: u32, epoch: u64| self.pages[page as usize].epoch == epoch;
+        is_of(translation.page, translation.epoch) && translation.second.is_none_or(|(page, epoch)| is_of(page, epoch))
+    }
+
+    #[inline(always)]
+    fn translation(&mut self, core: &mut Core, blocks: &BlockCache, block: &Block) -> Option<usize> {
         let native = &block.native;
         let number = native.translation.get();
         if number != 0 {
             let at = number as usize - 1;
             if let Some(translation) = self.translations.get(at)
                 && translation.epoch == native.epoch.get()
-                && self.pages[translation.page as usize].epoch == translation.epoch
+                && self.is_of_its_epoch(translation)
             {
                 if translation.place == place(core, block.mode()) {
                     return Some(at);
@@ -376,32 +475,48 @@ impl Translator {
         if heat < self.threshold {
             return None;
         }
-        self.translate(core, block)
+        self.translate(core, blocks, block)
     }
 
     #[cold]
     #[inline(never)]
-    fn translate(&mut self, core: &mut Core, block: &Block) -> Option<usize> {
+    fn translate(&mut self, core: &mut Core, blocks: &BlockCache, block: &Block) -> Option<usize> {
+        let before = core.layer.replace(Layer::Translator);
+        let number = self.add_translation(core, blocks, block);
+        core.layer.set(before);
+        number
+    }
+
+    fn add_translation(&mut self, core: &mut Core, blocks: &BlockCache, block: &Block) -> Option<usize> {
         block.native.heat.set(0);
         let place = place(core, block.mode());
         let page = self.page(core, block.physical(), block.generation())?;
         let epoch = self.pages[page].epoch;
-        if self.arena.room() < MAX_BLOCK_CODE {
+        let second = match block.second_page() {
+            Some((physical, generation)) => {
+                let page = self.page(core, physical, generation)?;
+                Some((page as u32, self.pages[page].epoch))
+            }
+            None => None,
+        };
+        if self.is_nearly_full() {
             self.flush(core);
             return None;
         }
-        let base = self.arena.next();
-        let source = Source { bytes: block.bytes(), place, ops: &block.ops, mode: block.mode() };
-        let generated = generate(&source, base, &self.stubs, self.links.len() as u32, self.precise)?;
-        let placed = self.arena.append(&generated.code)?;
+        let (base, cold) = (self.arena.next(simd::Part::Hot), self.arena.next(simd::Part::Cold));
+        let parts = trace::follow(blocks, block, place, self.threshold.div_ceil(2));
+        let source = Source { parts: &parts, mode: block.mode(), alone: self.alone };
+        let generated = generate(&source, (base, cold), &self.stubs, self.links.len() as u32, self.precise)?;
+        let placed = self.place(&generated)?;
         debug_assert_eq!(placed, base);
         if let Some(map) = &mut self.perf_map {
-            map.name(base, generated.code.len(), core.rip, block.mode());
+            map.name(base, generated.hot.len(), core.rip, block.mode());
+            map.name(cold, generated.cold.len(), core.rip, block.mode());
         }
         let known = self.translations.len();
         for link in &generated.links {
             self.links.push(Link {
-                at: (base - self.stubs.enter) as u32 + link.at as u32,
+                at: (link.at - self.stubs.enter) as u32,
                 from: known as u32,
                 target: (link.target & 0xfff) as u16,
                 host_flags: link.host_flags,
@@ -412,14 +527,29 @@ impl Translator {
             memory_entry: base + generated.memory_entry as u64,
             page: page as u32,
             epoch,
+            second,
             place,
             live: generated.live,
             mode: block.mode(),
+            count: parts.iter().map(|part| part.ops.len() as u16).sum(),
+            further: parts.iter().skip(1).map(|part| (part.place.rip() & 0xfff) as u16).collect(),
         });
+        block.native.hold();
         block.native.translation.set(known as u32 + 1);
         block.native.epoch.set(epoch);
         self.statistics.translated += 1;
         Some(known)
+    }
+
+    /// A block might not fit any more.
+    fn is_nearly_full(&self) -> bool {
+        [simd::Part::Hot, simd::Part::Cold].into_iter().any(|part| self.arena.room(part) < MAX_CODE)
+    }
+
+    /// Puts finished code where it was generated for, and returns the address of the hot part.
+    fn place(&mut self, generated: &Generated) -> Option<u64> {
+        self.arena.append(simd::Part::Cold, &generated.cold)?;
+        self.arena.append(simd::Part::Hot, &generated.hot)
     }
 
     /// The record of a page; `None` if it has changed since the block was looked up.
@@ -439,12 +569,12 @@ impl Translator {
 
     /// Aims the jump that was left by at a block, if that is where it goes.
     fn link(&mut self, left_by: u32, number: usize) {
-        self.statistics.unlinked += 1;
         let Some(link) = self.links.get(left_by as usize - 1) else { return };
         let (from, to) = (&self.translations[link.from as usize], &self.translations[number]);
         let (rip, page) = (to.place.rip(), from.place.rip() & !0xfff);
         let same_page = from.page == to.page && from.epoch == to.epoch && from.mode == to.mode;
-        if !same_page || rip != page | u64::from(link.target) {
+        // A link would not see where the second page is mapped.
+        if !same_page || to.second.is_some() || rip != page | u64::from(link.target) {
             return;
         }
         let entry = if link.host_flags { to.host_entry } else { to.memory_entry };
@@ -461,7 +591,7 @@ fn place(core: &Core, mode: DecodeMode) -> Place {
 }
 
 fn place_stubs(arena: &mut Arena) -> Option<Stubs> {
-    let (code, stubs) = runtime::stubs(arena.next());
-    arena.append(&code)?;
+    let (code, stubs) = runtime::stubs(arena.next(simd::Part::Hot));
+    arena.append(simd::Part::Hot, &code)?;
     Some(stubs)
 }

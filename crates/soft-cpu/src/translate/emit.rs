@@ -1,5 +1,7 @@
 //! An emitter of host instructions (x86-64), only of the forms that the translator uses (SDM vol. 2).
 
+use std::arch::is_x86_feature_detected;
+
 /// Host registers by encoding.
 pub(super) mod host {
     /// RAX.
@@ -14,8 +16,6 @@ pub(super) mod host {
     pub(crate) const A: u8 = 10;
     /// Second scratch register.
     pub(crate) const B: u8 = 11;
-    /// The [`Core`](crate::core::Core).
-    pub(crate) const CORE: u8 = 15;
 }
 
 /// Operand `rm` of an instruction.
@@ -29,6 +29,10 @@ pub(super) enum Rm {
     Disp(u8, i32),
     /// Memory at base + (index << shift) + displacement; `None` for no base or index.
     Sib(Option<u8>, Option<u8>, u8, i32),
+    /// The [`Core`](crate::core::Core), where GS begins, plus a displacement.
+    Core(i32),
+    /// Likewise, plus a register.
+    CoreAt(u8, i32),
 }
 
 /// An instruction with a ModRM byte.
@@ -64,21 +68,42 @@ impl Form {
 #[derive(Clone, Copy)]
 pub(super) struct Jump(pub(super) usize);
 
-/// Code that will run at `base`.
+/// Code that will run at `base`, and from some point on elsewhere.
 pub(super) struct Emitter {
     pub(super) code: Vec<u8>,
     base: u64,
+    /// Where the code begins that is out of the way, and its address.
+    cold: Option<(usize, u64)>,
 }
 
 impl Emitter {
     /// Nothing yet, to run at `base`.
     pub(super) fn new(base: u64) -> Self {
-        Self { code: Vec::with_capacity(1024), base }
+        Self { code: Vec::with_capacity(1024), base, cold: None }
+    }
+
+    /// What is emitted from here on will run at `base`. What was emitted before cannot run into it.
+    pub(super) fn go_cold(&mut self, base: u64) {
+        self.cold = Some((self.code.len(), base));
+    }
+
+    /// The hot and the cold code.
+    pub(super) fn into_parts(mut self) -> (Vec<u8>, Vec<u8>) {
+        let cold = self.cold.map(|(from, _)| self.code.split_off(from)).unwrap_or_default();
+        (self.code, cold)
+    }
+
+    /// The address of the position `at`.
+    pub(super) fn address(&self, at: usize) -> u64 {
+        match self.cold {
+            Some((from, base)) if at >= from => base + (at - from) as u64,
+            _ => self.base + at as u64,
+        }
     }
 
     /// The address of what is emitted next.
     pub(super) fn here(&self) -> u64 {
-        self.base + self.code.len() as u64
+        self.address(self.code.len())
     }
 
     /// Bytes as they are.
@@ -89,6 +114,7 @@ impl Emitter {
     /// An instruction with ModRM; immediates follow by [`Emitter::bytes`].
     pub(super) fn modrm(&mut self, form: Form, reg: u8, rm: Rm) {
         let (x, b) = Self::extensions(rm);
+        self.segment(rm);
         if form.lock {
             self.code.push(0xf0);
         }
@@ -111,6 +137,7 @@ impl Emitter {
     #[expect(clippy::too_many_arguments, reason = "the fields of one prefix")]
     pub(super) fn vex(&mut self, map: u8, prefix: u8, second: u8, wide: bool, opcode: u8, reg: u8, rm: Rm) {
         let (x, b) = Self::extensions(rm);
+        self.segment(rm);
         self.bytes(&[
             0xc4,
             (!reg >> 3 & 1) << 7 | (x ^ 1) << 6 | (b ^ 1) << 5 | map,
@@ -120,11 +147,19 @@ impl Emitter {
         self.operand(reg, rm);
     }
 
+    /// The segment prefix, if the operand has one.
+    fn segment(&mut self, rm: Rm) {
+        if matches!(rm, Rm::Core(_) | Rm::CoreAt(..)) {
+            self.code.push(0x65);
+        }
+    }
+
     /// The fourth bits of index and base.
     fn extensions(rm: Rm) -> (u8, u8) {
         match rm {
-            Rm::Reg(r) | Rm::At(r) | Rm::Disp(r, _) => (0, r >> 3),
+            Rm::Reg(r) | Rm::At(r) | Rm::Disp(r, _) | Rm::CoreAt(r, _) => (0, r >> 3),
             Rm::Sib(base, index, ..) => (index.unwrap_or(0) >> 3, base.unwrap_or(0) >> 3),
+            Rm::Core(_) => (0, 0),
         }
     }
 
@@ -133,7 +168,8 @@ impl Emitter {
         match rm {
             Rm::Reg(r) => self.code.push(0xc0 | reg | r & 7),
             Rm::At(r) => self.memory(reg, Some(r), None, 0, 0),
-            Rm::Disp(r, disp) => self.memory(reg, Some(r), None, 0, disp),
+            Rm::Disp(r, disp) | Rm::CoreAt(r, disp) => self.memory(reg, Some(r), None, 0, disp),
+            Rm::Core(disp) => self.memory(reg, None, None, 0, disp),
             Rm::Sib(base, index, shift, disp) => self.memory(reg, base, index, shift, disp),
         }
     }
@@ -177,6 +213,18 @@ impl Emitter {
     /// MOV of 64 bits to memory.
     pub(super) fn store(&mut self, to: Rm, from: u8) {
         self.modrm(Form::long(0x89), from, to);
+    }
+
+    /// The low 32 bits of `from`, shifted right by `count`, into those of `to`; above what is shifted in may be anything. Changes the flags on some hosts.
+    pub(super) fn shifted_right(&mut self, to: u8, from: u8, count: u8) {
+        if is_x86_feature_detected!("bmi2") {
+            // RORX
+            self.vex(3, 3, 0, false, 0xf0, to, Rm::Reg(from));
+        } else {
+            self.mov(to, from);
+            self.modrm(Form::short(0xc1), 5, Rm::Reg(to));
+        }
+        self.bytes(&[count]);
     }
 
     /// LEA of 64 bits.
@@ -250,7 +298,7 @@ impl Emitter {
 
     /// Aims `jump` at the position `at` of this code.
     pub(super) fn aim(&mut self, jump: Jump, at: usize) {
-        let displacement = at as i64 - (jump.0 as i64 + 4);
+        let displacement = self.address(at).wrapping_sub(self.address(jump.0) + 4);
         self.code[jump.0..jump.0 + 4].copy_from_slice(&(displacement as i32).to_le_bytes());
     }
 }

@@ -12,6 +12,7 @@ use std::mem::offset_of;
 use super::emit::{Form, Jump, Rm, host};
 use super::generate::{Flags, Generator, Place, core_field, field, slot};
 use super::reuse::Access;
+use crate::block::MAX_INSTRUCTION_LEN;
 use crate::core::{Core, GPR_PAGE};
 use crate::op::Op;
 
@@ -25,6 +26,23 @@ pub(super) struct PendingLink {
     pub(super) target: u64,
     /// The flags are in the host's.
     pub(super) host_flags: bool,
+}
+
+/// The same in finished code.
+pub(super) struct Link {
+    /// Address of the displacement.
+    pub(super) at: u64,
+    pub(super) target: u64,
+    pub(super) host_flags: bool,
+}
+
+/// A jump out of the middle of a trace, with the flags in the host's.
+pub(super) struct SideExit {
+    jump: Jump,
+    target: u64,
+    /// Instructions of the trace that are not executed then, and operands of theirs that were counted.
+    left: i32,
+    accesses: u32,
 }
 
 /// A jump to another page.
@@ -50,8 +68,10 @@ impl Generator<'_> {
         self.place.rip().wrapping_add(u64::from(op.offset) + u64::from(op.len))
     }
 
-    fn same_page(&self, target: u64) -> bool {
-        target >> 12 == self.place.rip() >> 12
+    /// Whether a link may go to `target`. At the very end of the page may be an instruction that goes on in the next, wherever that is mapped.
+    fn may_link(&self, target: u64) -> bool {
+        const LAST: u64 = 4096 - MAX_INSTRUCTION_LEN as u64;
+        target >> 12 == self.place.rip() >> 12 && target & 0xfff <= LAST
     }
 
     /// Jumps to `target` if `condition` holds, otherwise to what follows `op`.
@@ -61,9 +81,41 @@ impl Generator<'_> {
         self.go_to(self.after(op));
     }
 
+    /// Jumps to `target`, out of the trace, if `condition` holds.
+    pub(super) fn leave_trace(&mut self, condition: u8, target: u64, accesses: u32) {
+        self.want_host_flags();
+        let jump = self.e.jump_if(condition);
+        self.exits.push(SideExit { jump, target, left: self.rest as i32, accesses });
+    }
+
+    /// What [`Self::leave_trace`] put out of line. `alone`: nothing is left of the slice.
+    fn exits_out_of_line(&mut self, alone: bool) {
+        for SideExit { jump, target, left, accesses } in std::mem::take(&mut self.exits) {
+            self.e.aim_here(jump);
+            // The flags stay as they are.
+            if accesses != 0 {
+                self.e.load(host::B, core_field(field::ACCESSES));
+                self.e.lea(host::B, Rm::Disp(host::B, -(accesses as i32)));
+                self.e.store(core_field(field::ACCESSES), host::B);
+            }
+            if alone {
+                for (at, value) in [(field::SLICE, 0), (field::UNUSED, left)] {
+                    self.e.modrm(Form::short(0xc7), 0, core_field(at));
+                    self.e.bytes(&value.to_le_bytes());
+                }
+            } else {
+                self.e.modrm(Form::short(0x8b), host::B, core_field(field::SLICE));
+                self.e.modrm(Form::short(0x8d), host::B, Rm::Disp(host::B, left));
+                self.e.modrm(Form::short(0x89), host::B, core_field(field::SLICE));
+            }
+            let jump = self.e.jump();
+            self.aim_at(jump, target, true);
+        }
+    }
+
     /// Sends `jump` to `target`.
     fn aim_at(&mut self, jump: Jump, target: u64, host_flags: bool) {
-        if self.same_page(target) {
+        if self.may_link(target) {
             self.links.push(PendingLink { at: jump.0, target, host_flags });
         } else {
             self.far.push(Far { jump, target, host_flags });
@@ -72,7 +124,7 @@ impl Generator<'_> {
 
     /// Goes on at `target`.
     pub(super) fn go_to(&mut self, target: u64) {
-        if self.same_page(target) {
+        if self.may_link(target) {
             let jump = self.e.jump();
             self.aim_at(jump, target, self.flags != Flags::Memory);
         } else {
@@ -238,16 +290,16 @@ impl Generator<'_> {
     }
 
     /// Before an instruction of the block: returns to the loop, which is to interpret it; flags in memory.
-    pub(super) fn give_up(&mut self, n: usize, offset: u16) {
+    pub(super) fn give_up(&mut self, n: usize, rip: u64) {
         self.e.modrm(Form::short(0x81), 0, core_field(field::SLICE));
         self.e.bytes(&((self.count - n) as i32).to_le_bytes());
         self.e.modrm(Form::short(0xc6), 0, core_field(field::INTERPRET));
         self.e.bytes(&[1]);
-        self.leave_to(self.place.rip().wrapping_add(u64::from(offset)), 0);
+        self.leave_to(rip, 0);
     }
 
     /// What lies out of the way: after the block's last instruction. `used_up` is taken if the slice is too short for its `count` instructions.
-    pub(super) fn out_of_line(&mut self, used_up: Jump, count: i32, first_link: u32) {
+    pub(super) fn out_of_line(&mut self, used_up: Jump, count: u8, first_link: u32, alone: bool) {
         for Return { at, slow, dropped } in std::mem::take(&mut self.returns) {
             self.e.aim_here(at);
             let unknown = self.find_code();
@@ -258,6 +310,7 @@ impl Generator<'_> {
         self.retry_out_of_line();
         self.slow_out_of_line();
         self.load_out_of_line();
+        self.exits_out_of_line(alone);
         for Far { jump, target, host_flags } in std::mem::take(&mut self.far) {
             self.e.aim_here(jump);
             if host_flags {
@@ -283,8 +336,8 @@ impl Generator<'_> {
             self.e.jump_to(if host_flags { self.stubs.leave_host } else { self.stubs.leave_memory });
         }
         self.e.aim_here(used_up);
-        self.e.modrm(Form::short(0x81), 0, core_field(field::SLICE));
-        self.e.bytes(&count.to_le_bytes());
+        self.e.modrm(Form::short(0x83), 0, core_field(field::SLICE));
+        self.e.bytes(&[count]);
         self.leave_to(self.place.rip(), 0);
     }
 }

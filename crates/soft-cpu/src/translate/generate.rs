@@ -9,16 +9,18 @@ use iced_x86::{Decoder, DecoderOptions};
 
 use super::classify::{ALL, Classified, Template, classify};
 use super::emit::{Emitter, Form, Jump, Rm, host};
-use super::flow::{Far, PendingLink, Return};
+use super::flow::{Far, Link, PendingLink, Return, SideExit};
 use super::parse::{NOT, Operands, Parts};
 use super::reuse::{self, Access, Retry, Role};
 use super::runtime::{Site, Stubs};
 use super::state::NativeState;
+use super::trace::{Next, Part};
 use super::vector::{Load, Vectors};
 use super::vector_state::Loaded;
 use crate::core::{Core, DecodeMode, GPR_PAGE, GPR_ZERO, seg};
 use crate::op::{Mem, Op};
-use crate::tlb;
+use crate::statistics::Counters;
+use crate::tlb::{self, Rights};
 
 /// Host registers of the guest's; the others stay in memory. Those with a place in instructions of their own (RAX, RCX, RDX) and most others
 /// are themselves.
@@ -38,7 +40,7 @@ pub(super) const PINNED: [Option<u8>; 16] = [
     Some(12),
     Some(13),
     Some(14),
-    None,
+    Some(15),
 ];
 
 /// The guest's and the host's number of each pinned register.
@@ -50,13 +52,14 @@ const NATIVE: usize = offset_of!(Core, native);
 
 /// A field of [`Core`].
 pub(super) const fn core_field(offset: usize) -> Rm {
-    Rm::Disp(host::CORE, offset as i32)
+    Rm::Core(offset as i32)
 }
 
 /// Offsets in [`Core`] of what [`NativeState`] holds.
 pub(super) mod field {
-    use super::{NATIVE, NativeState, offset_of};
+    use super::{Core, Counters, NATIVE, NativeState, offset_of};
     pub(crate) const SLICE: usize = NATIVE + offset_of!(NativeState, slice);
+    pub(crate) const UNUSED: usize = NATIVE + offset_of!(NativeState, unused);
     pub(crate) const VECTORS: usize = NATIVE + offset_of!(NativeState, vectors);
     pub(crate) const X87: usize = NATIVE + offset_of!(NativeState, x87);
     pub(crate) const INTERPRET: usize = NATIVE + offset_of!(NativeState, interpret);
@@ -66,7 +69,9 @@ pub(super) mod field {
     pub(crate) const TARGET_CODE: usize = NATIVE + offset_of!(NativeState, target_code);
     pub(crate) const HOST_STACK: usize = NATIVE + offset_of!(NativeState, host_stack);
     pub(crate) const CALLER_STACK: usize = NATIVE + offset_of!(NativeState, caller_stack);
+    pub(crate) const CORE: usize = NATIVE + offset_of!(NativeState, core);
     pub(crate) const TABLES: usize = NATIVE + offset_of!(NativeState, tables);
+    pub(crate) const ACCESSES: usize = offset_of!(Core, counters) + offset_of!(Counters, accesses);
     pub(crate) const JUMP_TABLE: usize = NATIVE + offset_of!(NativeState, jump_table);
 }
 
@@ -92,6 +97,14 @@ impl Place {
         let (Self::At(rip) | Self::InPage(rip)) = self;
         rip
     }
+
+    /// The place at this offset of the same page.
+    pub(super) fn on_same_page(self, offset: u64) -> Self {
+        match self {
+            Self::At(rip) => Self::At(rip & !0xfff | offset),
+            Self::InPage(_) => Self::InPage(offset),
+        }
+    }
 }
 
 /// Where the flags are.
@@ -116,10 +129,11 @@ pub(super) struct Slow {
 
 /// A block in host code.
 pub(super) struct Generated {
-    pub(super) code: Vec<u8>,
+    pub(super) hot: Vec<u8>,
+    pub(super) cold: Vec<u8>,
     /// Offset of the entry with flags in memory; the other is at zero.
     pub(super) memory_entry: usize,
-    pub(super) links: Vec<PendingLink>,
+    pub(super) links: Vec<Link>,
     /// Flags that it or what follows it reads.
     pub(super) live: u32,
 }
@@ -141,93 +155,174 @@ pub(super) struct Generator<'a> {
     pub(super) retries: Vec<Retry>,
     pub(super) slow: Vec<Slow>,
     pub(super) loads: Vec<Load>,
+    pub(super) exits: Vec<SideExit>,
     pub(super) far: Vec<Far>,
     pub(super) returns: Vec<Return>,
     /// Jumps of landings that found another return address.
     pub(super) landings: Vec<Jump>,
     pub(super) links: Vec<PendingLink>,
+    /// Where the current instruction's block stands.
     pub(super) place: Place,
+    /// Instructions of the blocks behind it.
+    pub(super) rest: usize,
+    /// All instructions.
     pub(super) count: usize,
 }
 
-/// What a block is made of.
+/// What is translated.
 pub(super) struct Source<'a> {
-    pub(super) bytes: &'a [u8],
-    pub(super) place: Place,
-    pub(super) ops: &'a [Op],
+    /// At least one block.
+    pub(super) parts: &'a [Part<'a>],
     pub(super) mode: DecodeMode,
+    /// For an execution that is to end with these instructions: what comes next finds the slice used up, also where some were not executed.
+    pub(super) alone: bool,
 }
 
-/// Generates the block of `source`, to be placed at `base`; `first_link` is the number of its first link.
-/// `precise`: faults see all flags, also those that nothing else will.
-pub(super) fn generate(
-    &Source { bytes, place, ops, mode }: &Source<'_>,
-    base: u64,
-    stubs: &Stubs,
-    first_link: u32,
-    precise: bool,
-) -> Option<Generated> {
-    let rip = place.rip();
-    let mut decoder = Decoder::with_ip(64, bytes, rip, DecoderOptions::NONE);
+/// An instruction of the translation.
+pub(super) struct Step<'a> {
+    pub(super) c: Classified<'a>,
+    pub(super) op: &'a Op,
+    pub(super) bytes: &'a [u8],
+    /// Where its block stands.
+    place: Place,
+    /// Instructions of the blocks behind its own, and their operands that were counted.
+    rest: usize,
+    rest_accesses: u32,
+    /// It is a jump to the next block.
+    within: Option<Within>,
+}
+
+/// A jump within a translation.
+#[derive(Clone, Copy)]
+enum Within {
+    Always,
+    /// It leaves if this condition holds, for this address.
+    Unless(u8, u64),
+}
+
+/// Classifies all instructions, and finds out which flags are live.
+fn steps<'a>(parts: &'a [Part<'a>], mode: DecodeMode, precise: bool) -> Option<Vec<Step<'a>>> {
+    let count: usize = parts.iter().map(|part| part.ops.len()).sum();
+    let mut rest_accesses: u32 = parts.iter().map(|part| part.accesses).sum();
     let mut vectors = Vectors::new(mode);
-    let mut classified = Vec::with_capacity(ops.len());
-    for (n, op) in ops.iter().enumerate() {
-        let start = usize::from(op.offset);
-        let instruction = decoder.decode();
-        let encoding = bytes.get(start..start + usize::from(op.len))?;
-        if instruction.len() != encoding.len() {
-            return None;
+    let mut steps: Vec<Step<'_>> = Vec::with_capacity(count);
+    for part in parts {
+        let mut decoder = Decoder::with_ip(64, part.bytes, part.place.rip(), DecoderOptions::NONE);
+        let rest = count - steps.len() - part.ops.len();
+        rest_accesses -= part.accesses;
+        for (n, op) in part.ops.iter().enumerate() {
+            let start = usize::from(op.offset);
+            let instruction = decoder.decode();
+            let bytes = part.bytes.get(start..start + usize::from(op.len))?;
+            if instruction.len() != bytes.len() {
+                return None;
+            }
+            let last = n + 1 == part.ops.len();
+            let mut c = classify(instruction, bytes, op, last, &mut vectors);
+            let within = if last { within(&mut c, part.next)? } else { None };
+            steps.push(Step { c, op, bytes, place: part.place, rest, rest_accesses, within });
         }
-        classified.push(classify(instruction, encoding, op, n + 1 == ops.len(), &mut vectors));
     }
     let mut live = ALL;
-    for c in classified.iter_mut().rev() {
+    for Step { c, .. } in steps.iter_mut().rev() {
         c.live_after = live;
         live = if precise && c.may_fault() { ALL } else { c.read | live & !c.kill };
         c.live_before = live;
     }
+    Some(steps)
+}
+
+/// The jump at a block's end, if there is a next block in the translation; `None` if it is no such jump.
+fn within(c: &mut Classified<'_>, next: Next) -> Option<Option<Within>> {
+    let after = c.instruction.next_ip();
+    let within = match (next, c.template) {
+        (Next::Nowhere, _) => return Some(None),
+        (Next::Jump, Template::Jump { .. }) => Within::Always,
+        // The opposite of a condition differs in its lowest bit (SDM vol. 2, appendix B.1.4.7).
+        (Next::Taken, Template::JumpIf { condition, .. }) => Within::Unless(condition ^ 1, after),
+        (Next::NotTaken, Template::JumpIf { condition, target }) => Within::Unless(condition, target),
+        _ => return None,
+    };
+    if matches!(within, Within::Unless(..)) {
+        // Where it leaves for, all flags may be read.
+        c.read = ALL;
+    }
+    Some(Some(within))
+}
+
+/// Generates what `source` says, to be placed at the addresses `base` and `cold_base`; `first_link` is the number of its first link.
+/// `precise`: faults see all flags, also those that nothing else will.
+pub(super) fn generate(
+    &Source { parts, mode, alone }: &Source<'_>,
+    (base, cold_base): (u64, u64),
+    stubs: &Stubs,
+    first_link: u32,
+    precise: bool,
+) -> Option<Generated> {
+    let steps = steps(parts, mode, precise)?;
+    let place = parts.first()?.place;
+    let live = steps.first()?.c.live_before;
     let mut g = Generator {
         e: Emitter::new(base),
         stubs,
         flags: Flags::Host,
         loaded: Loaded::Nothing,
-        roles: reuse::plan(&classified, ops),
+        roles: reuse::plan(&steps),
         retries: Vec::new(),
         slow: Vec::new(),
         loads: Vec::new(),
+        exits: Vec::new(),
         far: Vec::new(),
         returns: Vec::new(),
         landings: Vec::new(),
         links: Vec::new(),
         place,
-        count: ops.len(),
+        rest: 0,
+        count: steps.len(),
     };
     if live != 0 {
         g.save_flags();
     }
     g.flags = Flags::Memory;
     let memory_entry = g.e.code.len();
-    let count = ops.len() as i32;
-    g.e.modrm(Form::short(0x81), 5, core_field(field::SLICE));
-    g.e.bytes(&count.to_le_bytes());
+    let count = steps.len() as u8;
+    let accesses: u32 = parts.iter().map(|part| part.accesses).sum();
+    if accesses != 0 {
+        g.e.modrm(Form::long(0x81), 0, core_field(field::ACCESSES));
+        g.e.bytes(&accesses.to_le_bytes());
+    }
+    g.e.modrm(Form::short(0x83), 5, core_field(field::SLICE));
+    g.e.bytes(&[count]);
     let used_up = g.e.jump_if(8);
     // Here no flags are lost by looking; behind a handler's call they have to be looked for again.
-    let before_handlers = classified.iter().take_while(|c| !matches!(c.template, Template::Handler));
-    g.want_loaded(before_handlers.map(Classified::needs).max().unwrap_or(Loaded::Nothing), false, 0, 0);
+    let first = steps.iter().take(parts[0].ops.len());
+    let before_handlers = first.take_while(|step| !matches!(step.c.template, Template::Handler));
+    let needed = before_handlers.map(|step| step.c.needs()).max();
+    g.want_loaded(needed.unwrap_or(Loaded::Nothing), false, 0, place.rip());
     let mut end = End::Next;
-    for (n, (c, op)) in classified.iter().zip(ops).enumerate() {
-        end = g.instruction(c, op, bytes, n);
+    for (n, step) in steps.iter().enumerate() {
+        (g.place, g.rest) = (step.place, step.rest);
+        end = match step.within {
+            None => g.instruction(&step.c, step.op, step.bytes, n),
+            Some(Within::Always) => End::Next,
+            Some(Within::Unless(condition, target)) => {
+                g.leave_trace(condition, target, step.rest_accesses);
+                End::Next
+            }
+        };
     }
     if matches!(end, End::Next) {
-        let next = rip.wrapping_add(bytes_used(ops) as u64);
+        let next = steps.last().map_or(0, |step| g.after(step.op));
         g.go_to(next);
     }
-    g.out_of_line(used_up, count, first_link);
-    Some(Generated { code: g.e.code, memory_entry, links: g.links, live })
-}
-
-fn bytes_used(ops: &[Op]) -> usize {
-    ops.last().map_or(0, |op| usize::from(op.offset) + usize::from(op.len))
+    g.place = place;
+    g.e.go_cold(cold_base);
+    g.out_of_line(used_up, count, first_link, alone);
+    let address =
+        |link: &PendingLink| Link { at: g.e.address(link.at), target: link.target, host_flags: link.host_flags };
+    let links = g.links.iter().map(address).collect();
+    let (hot, cold) = g.e.into_parts();
+    Some(Generated { hot, cold, memory_entry, links, live })
 }
 
 impl Generator<'_> {
@@ -253,7 +348,7 @@ impl Generator<'_> {
         self.flags = Flags::Memory;
     }
 
-    fn want_host_flags(&mut self) {
+    pub(super) fn want_host_flags(&mut self) {
         if self.flags == Flags::Memory {
             self.restore_flags();
             self.flags = Flags::Both;
@@ -340,23 +435,36 @@ impl Generator<'_> {
     /// Turns the linear address in the first scratch register into a host address; the jump is taken if the TLB does not know it.
     pub(super) fn look_up(&mut self, size: usize, write: bool) -> Jump {
         let e = &mut self.e;
-        e.mov(host::B, host::A);
-        e.modrm(Form::long(0xc1), 5, Rm::Reg(host::B));
-        e.bytes(&[tlb::INDEX_SHIFT]);
+        e.shifted_right(host::B, host::A, tlb::INDEX_SHIFT);
         e.modrm(Form::short(0x81), 4, Rm::Reg(host::B));
         e.bytes(&tlb::INDEX_MASK.to_le_bytes());
-        e.modrm(Form::long(0x03), host::B, core_field(field::TABLES + usize::from(write) * 8));
-        e.modrm(Form::long(0x33), host::A, Rm::At(host::B));
+        let entry = |offset: i32| {
+            let table = offset_of!(Core, tlb) + tlb::table_offset(Rights::User, write);
+            Rm::CoreAt(host::B, table as i32 + offset)
+        };
+        let (tag, page) = if matches!(self.place, Place::InPage(_)) {
+            (entry(0), entry(8))
+        } else {
+            // The kernel's rights change with EFLAGS.AC.
+            e.modrm(Form::long(0x03), host::B, core_field(field::TABLES + usize::from(write) * 8));
+            (Rm::At(host::B), Rm::Disp(host::B, 8))
+        };
+        e.modrm(Form::long(0x33), host::A, tag);
         e.modrm(Form::long(0x81), 7, Rm::Reg(host::A));
         e.bytes(&(4096 - size as i32).to_le_bytes());
         let miss = e.jump_if(7);
-        e.modrm(Form::long(0x03), host::A, Rm::Disp(host::B, 8));
+        e.modrm(Form::long(0x03), host::A, page);
         miss
     }
 
+    /// Where `op` stands.
+    pub(super) fn rip_of(&self, op: &Op) -> u64 {
+        self.place.rip().wrapping_add(u64::from(op.offset))
+    }
+
     pub(super) fn site(&self, op: &Op, n: usize, chains: bool) -> Site {
-        debug_assert_eq!(usize::from(op.left), self.count - n, "an operation knows its place in its block");
-        Site::new(op, self.place.rip().wrapping_add(u64::from(op.offset)), chains)
+        debug_assert_eq!(usize::from(op.left) + self.rest, self.count - n, "an operation knows its place in its block");
+        Site::new(op, self.rip_of(op), chains, self.rest)
     }
 
     pub(super) fn call_handler(&mut self, site: Site) {
@@ -397,8 +505,7 @@ impl Generator<'_> {
             }
             Template::Verbatim => {
                 self.flags_before(c);
-                let start = usize::from(op.offset);
-                self.e.bytes(&bytes[start..start + usize::from(op.len)]);
+                self.e.bytes(bytes);
                 if c.touches {
                     self.flags = Flags::Host;
                 }

@@ -81,19 +81,23 @@ impl JumpTable {
         }
     }
 
+    /// Takes the entries of the page, and those of the page before it, for one of them may be an instruction that goes on here.
     fn flush_page(&mut self, linear: u64) {
         const PAGES: u32 = LARGEST_PAGE - 12;
         let page = linear >> 12;
-        let near_large =
-            self.large.is_some_and(|(low, high)| (low >> PAGES..=high >> PAGES).contains(&(page >> PAGES)));
-        if !near_large && self.pages.is_none_or(|(low, high)| !(low..=high).contains(&page)) {
+        let before = linear.wrapping_sub(4096) >> 12;
+        let near = |(low, high): (u64, u64), shift: u32| {
+            [page, before].iter().any(|page| (low >> shift..=high >> shift).contains(&(page >> shift)))
+        };
+        let near_large = self.large.is_some_and(|range| near(range, PAGES));
+        if !near_large && !self.pages.is_some_and(|range| near(range, 0)) {
             return;
         }
-        let shift = if near_large { LARGEST_PAGE } else { 12 };
+        let shift = if near_large { PAGES } else { 0 };
         let entries = &mut self.entries;
         self.used.retain(|&at| {
             let entry = &mut entries[usize::from(at)];
-            let gone = entry.tag >> shift == linear >> shift;
+            let gone = [page, before].iter().any(|page| entry.tag >> 12 >> shift == page >> shift);
             if gone {
                 *entry = no_entry(at.into());
             }
@@ -111,7 +115,7 @@ pub struct Jumps {
 
 impl Jumps {
     /// Enters `code` for `rip`, which lies on `page`, and returns the address of the table for `mode`.
-    pub(super) fn insert(&mut self, mode: DecodeMode, rip: u64, code: u64, page: FetchPage) -> usize {
+    pub(crate) fn insert(&mut self, mode: DecodeMode, rip: u64, code: u64, page: FetchPage) -> usize {
         let table = self.of(mode);
         table.insert(rip, code, page);
         table.address()
@@ -119,7 +123,7 @@ impl Jumps {
 
     /// The table for `mode` and the code in it for `rip`.
     #[inline(always)]
-    pub(super) fn find(&self, mode: DecodeMode, rip: u64) -> Option<(usize, u64)> {
+    pub(crate) fn find(&self, mode: DecodeMode, rip: u64) -> Option<(usize, u64)> {
         let table = if mode.has(DecodeMode::USER) { &self.user } else { &self.kernel };
         let entry = table.entries.get(index(rip))?;
         (table.mode == mode && entry.tag == rip).then_some((table.entries.as_ptr() as usize, entry.code))
@@ -192,10 +196,18 @@ mod tests {
     fn invlpg_takes_the_entries_of_its_page_only() {
         let mut jumps = with(true, false);
         jumps.insert(KERNEL, RIP + 0x5000, 0x2000, FetchPage::new(0x6000, true, false));
-        jumps.flush_page(RIP + 0x1000);
+        jumps.flush_page(RIP + 0x2000);
+        jumps.flush_page(RIP - 0x1000);
         assert!(found(&jumps, RIP));
         jumps.flush_page(RIP);
         assert!(!found(&jumps, RIP) && found(&jumps, RIP + 0x5000));
+    }
+
+    #[test]
+    fn invlpg_takes_an_instruction_that_begins_on_the_page_before() {
+        let mut jumps = with(true, false);
+        jumps.flush_page((RIP & !0xfff) + 0x1000);
+        assert!(!found(&jumps, RIP));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! known to the handlers alone.
 //!
 //! Blocks of one page jump to each other directly; every other jump goes through a table by instruction pointer ([`cache`]). A page whose code has changed loses all
-//! its translations at once, so links need no bookkeeping. Deliberately missing: 16- and 32-bit code, and instructions across two pages. What has
+//! its translations at once, so links need no bookkeeping. Deliberately missing: 16- and 32-bit code. What has
 //! no template is said in [`parse`] and [`vector`].
 //!
 //! DEVNOTE: a fault sees the status flags of the last instruction whose flags somebody reads. Flags that are dead in their block are not kept for the
@@ -18,6 +18,7 @@ mod classify;
 mod emit;
 mod flow;
 mod generate;
+mod gs_base;
 mod jumps;
 mod parse;
 mod perf_map;
@@ -28,13 +29,15 @@ mod runtime;
 mod state;
 #[cfg(test)]
 mod tests;
+mod trace;
+#[cfg(test)]
+mod trace_tests;
 mod vector;
 mod vector_state;
 #[cfg(test)]
 mod vector_tests;
 
 pub(crate) use cache::NativeBlock;
-pub use cache::TranslatorStatistics;
-pub(crate) use cache::{Entered, Translator};
+pub(crate) use cache::Translator;
 pub use jumps::Jumps;
 pub use state::NativeState;

@@ -14,12 +14,12 @@ use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind};
 
 use super::classify::{Classified, Template};
 use super::emit::{Form, Jump, Rm, host};
-use super::generate::{Generator, Slow, core_field, field};
+use super::generate::{Generator, Slow, Step, core_field, field};
 use crate::core::{GPR_ZERO, seg};
 use crate::op::{Mem, Op};
 
-/// Ranges that a block may have at a time.
-pub(super) const PLACES: usize = 8;
+/// Ranges that a translation may have.
+pub(super) const PLACES: usize = 16;
 
 /// Most bytes of one range: the longer, the more often it crosses a page.
 const LONGEST: i64 = 256;
@@ -166,16 +166,16 @@ struct Group {
 }
 
 /// Each instruction's role, in order.
-pub(super) fn plan(classified: &[Classified<'_>], ops: &[Op]) -> Vec<Role> {
-    let mut roles = vec![Role::Alone; ops.len()];
-    if classified.iter().zip(ops).filter(|(c, op)| access(c, op).is_some()).count() < 2 {
+pub(super) fn plan(steps: &[Step<'_>]) -> Vec<Role> {
+    let mut roles = vec![Role::Alone; steps.len()];
+    if steps.iter().filter(|step| access(&step.c, step.op).is_some()).count() < 2 {
         return roles;
     }
     let mut registers = Registers::new();
     let mut groups: Vec<Group> = Vec::new();
     // Those before a handler's call are closed.
     let mut open = 0;
-    for (n, (c, op)) in classified.iter().zip(ops).enumerate() {
+    for (n, Step { c, op, .. }) in steps.iter().enumerate() {
         if let Some(Access { mem, size, write }) = access(c, op) {
             let (key, at) = registers.place(&mem);
             // Displacements and canonical addresses are far from where numbers end.
@@ -196,7 +196,7 @@ pub(super) fn plan(classified: &[Classified<'_>], ops: &[Op]) -> Vec<Role> {
             _ => registers.execute(c),
         }
     }
-    groups.retain(|group| group.members.len() > 1 && begins_within_reach(group, ops));
+    groups.retain(|group| group.members.len() > 1 && begins_within_reach(group, steps));
     for (place, group) in groups.iter().take(PLACES).enumerate() {
         let place = place as u8;
         for (order, (n, at)) in group.members.iter().enumerate() {
@@ -212,9 +212,9 @@ pub(super) fn plan(classified: &[Classified<'_>], ops: &[Op]) -> Vec<Role> {
 }
 
 /// Whether the range's beginning can be encoded: with a register, displacements have 32 bits.
-fn begins_within_reach(group: &Group, ops: &[Op]) -> bool {
+fn begins_within_reach(group: &Group, steps: &[Step<'_>]) -> bool {
     let (n, at) = group.members[0];
-    let mem = &ops[n].mem;
+    let mem = &steps[n].op.mem;
     let displacement = (mem.displacement as i64).wrapping_sub(at - group.low);
     mem.base == GPR_ZERO && mem.index == GPR_ZERO || i32::try_from(displacement).is_ok()
 }

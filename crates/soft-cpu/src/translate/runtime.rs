@@ -2,21 +2,22 @@
 
 #![expect(unsafe_code, reason = "calls generated code and is called by it")]
 
-use std::mem::offset_of;
-
 use x86::InterruptShadow;
 
 use super::emit::{Emitter, Form, Rm, host};
 use super::generate::{core_field, field, pinned, save_flags, slot};
+use super::gs_base;
 use super::state::{from_raw, to_raw};
 use super::vector_state;
 use crate::core::{Core, DecodeMode, GPR_PAGE};
+use crate::layer::Layer;
 use crate::op::Op;
 
 /// An instruction that its handler executes: what generated code hands over in its scratch registers.
 #[derive(Clone, Copy)]
 pub(super) struct Site {
-    /// The address of the [`Op`], which the block keeps for as long as the code can run, and [`Site::CHAINS`].
+    /// The address of the [`Op`], which the block keeps for as long as the code can run, and [`Site::CHAINS`]. Above it, in bits that no address of a program has, how
+    /// many instructions of further blocks come behind the operation's own.
     pub(super) op: u64,
     /// Its instruction pointer, in user code its offset in the page.
     pub(super) rip: u64,
@@ -26,9 +27,14 @@ impl Site {
     /// If it is the last of its block, generated code goes on from it nevertheless.
     const CHAINS: u64 = 1;
 
-    pub(super) fn new(op: &Op, rip: u64, chains: bool) -> Self {
+    /// Where the number of further instructions stands.
+    const REST: u32 = 48;
+
+    pub(super) fn new(op: &Op, rip: u64, chains: bool, rest: usize) -> Self {
         const { assert!(align_of::<Op>() > Self::CHAINS as usize) };
-        Self { op: &raw const *op as u64 | if chains { Self::CHAINS } else { 0 }, rip }
+        let address = &raw const *op as u64;
+        debug_assert_eq!(address >> Self::REST, 0);
+        Self { op: address | if chains { Self::CHAINS } else { 0 } | (rest as u64) << Self::REST, rip }
     }
 }
 
@@ -93,7 +99,7 @@ pub(super) fn stubs(base: u64) -> (Vec<u8>, Stubs) {
     }
     // Six registers and the return address: eight more bytes make 16.
     e.lea(host::RSP, Rm::Disp(host::RSP, -8));
-    e.mov(host::CORE, RDI);
+    e.store(core_field(field::CORE), RDI);
     e.mov(host::B, RSI);
     e.store(core_field(field::HOST_STACK), host::RSP);
     e.constant(host::A, nothing_pushed);
@@ -129,7 +135,7 @@ pub(super) fn stubs(base: u64) -> (Vec<u8>, Stubs) {
     // AND: as the calling convention wants it.
     e.modrm(Form::long(0x83), 4, Rm::Reg(host::RSP));
     e.bytes(&[0xf0]);
-    e.mov(RDI, host::CORE);
+    e.load(RDI, core_field(field::CORE));
     e.mov(RSI, host::A);
     e.mov(RDX, host::B);
     e.constant(host::RAX, execute as *const () as u64);
@@ -149,7 +155,7 @@ pub(super) fn stubs(base: u64) -> (Vec<u8>, Stubs) {
 
 /// Runs generated code at `code` and returns the number of the link it left by, zero for none.
 pub(super) fn enter(stubs: &Stubs, core: &mut Core, code: u64) -> u32 {
-    const { assert!(offset_of!(Core, gpr) == 0) };
+    gs_base::point_to(core);
     // SAFETY: `stubs.enter` is code of this type and `code` an entry that was generated for it; both lie in the arena, which is not cleared while they
     // run. They touch the core, and guest RAM through its TLB.
     unsafe {
@@ -161,9 +167,12 @@ pub(super) fn enter(stubs: &Stubs, core: &mut Core, code: u64) -> u32 {
 /// Executes one instruction by its handler. Zero if generated code may go on after it.
 extern "sysv64" fn execute(core: *mut Core, site: u64, rip: u64) -> u32 {
     let chains = site & Site::CHAINS != 0;
+    let rest = (site >> Site::REST) as i32;
+    let address = site & ((1 << Site::REST) - 1) & !Site::CHAINS;
     // SAFETY: generated code passes the core that it was entered with, whose only user it is, and an operation that its block keeps: a block goes only when
     // its bytes have changed, and then its code is not entered again, or with all others, and then all code goes first.
-    let (core, op) = unsafe { (&mut *core, &*((site & !Site::CHAINS) as *const Op)) };
+    let (core, op) = unsafe { (&mut *core, &*(address as *const Op)) };
+    core.layer.set(Layer::Handler);
     core.flags = from_raw(core.native.flags);
     let page = &mut core.gpr[usize::from(GPR_PAGE)];
     let rip = if core.mode.has(DecodeMode::USER) {
@@ -177,6 +186,7 @@ extern "sysv64" fn execute(core: *mut Core, site: u64, rip: u64) -> u32 {
     core.shadow = InterruptShadow::None;
     let result = (op.execute)(core, op);
     core.native.flags = to_raw(&core.flags);
+    core.layer.set(Layer::Generated);
     match result {
         Ok(()) => {
             // STI's shadow ends with the instruction after it, which is executed before anything is looked at.
@@ -185,14 +195,15 @@ extern "sysv64" fn execute(core: *mut Core, site: u64, rip: u64) -> u32 {
             if quiet && (op.left > 1 || chains) {
                 return 0;
             }
-            core.native.slice += i32::from(op.left) - 1;
+            core.native.slice += i32::from(op.left) - 1 + rest;
+            core.native.handler_left = true;
             1
         }
         Err(stop) => {
             core.attribute_fault(op);
             core.native.stop = Some(stop);
             core.rip = rip;
-            core.native.slice += i32::from(op.left);
+            core.native.slice += i32::from(op.left) + rest;
             1
         }
     }

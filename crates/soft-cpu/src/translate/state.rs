@@ -5,6 +5,7 @@ use x86::rflags;
 use super::reuse::PLACES;
 use crate::core::Stop;
 use crate::flags::LazyFlags;
+use crate::tlb::{Rights, Tlb};
 
 /// Words that generated code reads and writes.
 #[derive(Debug, Clone, Copy, Default)]
@@ -12,29 +13,42 @@ use crate::flags::LazyFlags;
 pub struct NativeState {
     /// Instructions until it returns; below zero it does.
     pub(crate) slice: i32,
+    /// What a trace that was left early has not used of the slice, if it was not to go on with it.
+    pub(crate) unused: i32,
     /// The guest's vector registers and MXCSR are in the host's; never while Rust runs.
     pub(crate) vectors: bool,
     /// And so are the x87 registers; never without the vector registers.
     pub(crate) x87: bool,
     /// Generated code could not execute what comes next: it is to be interpreted.
     pub(crate) interpret: bool,
+    /// A handler has ended the run of generated code.
+    pub(crate) handler_left: bool,
     /// The status flags as LAHF and SETO give them: AH and AL.
     pub(crate) flags: u16,
     /// Where an indirect call goes, and its code, while the return address is being stored.
     pub(crate) target: u64,
     pub(crate) target_code: u64,
+    /// The core's address.
+    pub(crate) core: usize,
     /// The host's stack pointer when generated code was entered.
     pub(crate) host_stack: u64,
     /// And where it called a handler.
     pub(crate) caller_stack: u64,
     /// The read and write tables of the TLB for the current rights.
-    pub(crate) tables: [usize; 2],
+    pub(super) tables: [usize; 2],
     /// Entries from instruction pointers to code, for the current mode.
     pub(crate) jump_table: usize,
     /// Host addresses that a block has found and goes on using; zero for none.
     pub(crate) places: [usize; PLACES],
     /// Why a handler stopped.
     pub(crate) stop: Option<Stop>,
+}
+
+impl NativeState {
+    /// Says whose rights accesses are made with from now on.
+    pub(crate) fn set_tables(&mut self, tlb: &Tlb, rights: Rights) {
+        self.tables = tlb.tables(rights);
+    }
 }
 
 /// LAHF's and SETO's form of the flags.

@@ -3,7 +3,7 @@
 use x86::gpr;
 
 use super::cache::Translator;
-use crate::run::{Cpu, Exit, TranslatorMode};
+use crate::run::{Cpu, Debugging, Exit, TranslatorMode};
 use crate::testing::{CODE, long_mode};
 
 const HLT: u8 = 0xf4;
@@ -51,6 +51,34 @@ fn a_full_arena_is_flushed_and_filled_again() {
 }
 
 #[test]
+fn a_small_code_cache_is_what_is_asked_for_and_exits_are_counted_once_each() {
+    let mut cpu = translating(&chain(3000));
+    cpu.set_debugging(Debugging { code_cache: Some(1), ..Debugging::default() });
+    cpu.core.gpr[gpr::RCX] = 60;
+    assert_eq!(cpu.run(1_000_000), Exit::Halted);
+    let statistics = cpu.translator_statistics();
+    assert!(statistics.flushes > 1 && statistics.code_room < 1 << 20, "{statistics:?}");
+    assert_eq!(statistics.exits.sum(), statistics.entries, "{statistics:?}");
+    assert!(statistics.exits.jumps > 0, "{statistics:?}");
+}
+
+#[test]
+fn accesses_are_counted_alike_whoever_executes_them() {
+    // L: PUSH RAX; POP RBX; ADD [RSP - 8], RAX; DEC ECX; JNZ L; HLT.
+    let code = [0x50, 0x5b, 0x48, 0x01, 0x44, 0x24, 0xf8, 0xff, 0xc9, 0x75, 0xf5, HLT];
+    for threshold in [1, 20, u32::MAX] {
+        let mut cpu = long_mode(&code);
+        cpu.set_translator(TranslatorMode::On { threshold, precise: false });
+        cpu.set_debugging(Debugging { count_accesses: true, ..Debugging::default() });
+        cpu.core.gpr[gpr::RCX] = 50;
+        assert_eq!(cpu.run(10_000), Exit::Halted);
+        let counters = cpu.core.counters;
+        // Translated, the POP shares the PUSH's look-up.
+        assert!(counters.accesses == 150 && (1..=2).contains(&counters.misses), "{threshold}: {counters:?}");
+    }
+}
+
+#[test]
 fn a_store_into_the_running_page_is_executed_as_stored() {
     // MOV EAX, 1; ADD RBX, RAX; INC dword [RIP - 13 + 1], the MOV's immediate; DEC RCX; JNZ to the start; HLT.
     let code =
@@ -90,4 +118,43 @@ fn a_return_to_an_address_that_is_not_canonical_finds_no_old_translation() {
         assert_eq!(cpu.run(100_000), Exit::Shutdown, "{bits:#x}");
         assert_eq!(cpu.core.gpr[gpr::RCX], 100, "the second loop's first return already faults");
     }
+}
+
+/// RCX times MOV RAX, 1, across two pages; ADD RBX, RAX; and, if `patched`, INC of the constant's byte that comes first on the second page.
+fn across_pages(patched: bool) -> Vec<u8> {
+    let mut code = vec![0xe9];
+    code.extend((0xffb_i32 - 5).to_le_bytes());
+    code.resize(0xffb, HLT);
+    code.extend([0x48, 0xb8, 1, 0, 0, 0, 0, 0, 0, 0, 0x48, 0x01, 0xc3]);
+    if patched {
+        let after = code.len() as i32 + 6;
+        code.extend([0xfe, 0x05]);
+        code.extend((0x1000 - after).to_le_bytes());
+    }
+    code.extend([0x48, 0xff, 0xc9, 0x75]);
+    code.push((0xffb - (code.len() as i32 + 1)) as u8);
+    code.push(HLT);
+    code
+}
+
+#[test]
+fn an_instruction_across_two_pages_is_translated() {
+    let mut cpu = translating(&across_pages(false));
+    cpu.core.gpr[gpr::RCX] = 100;
+    cpu.core.gpr[gpr::RBX] = 0;
+    assert_eq!(cpu.run(10_000), Exit::Halted);
+    assert_eq!(cpu.core.gpr[gpr::RBX], 100);
+    let statistics = cpu.translator_statistics();
+    assert!(statistics.instructions > 390, "{statistics:?}");
+    assert!(statistics.entries < 30, "{statistics:?}");
+}
+
+#[test]
+fn a_store_to_the_second_page_of_an_instruction_is_seen() {
+    let mut cpu = translating(&across_pages(true));
+    cpu.core.gpr[gpr::RCX] = 100;
+    cpu.core.gpr[gpr::RBX] = 0;
+    assert_eq!(cpu.run(10_000), Exit::Halted);
+    // The constant's byte at bit 24 counts.
+    assert_eq!(cpu.core.gpr[gpr::RBX], 100 + ((99 * 100 / 2) << 24));
 }

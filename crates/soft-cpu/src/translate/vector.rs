@@ -251,24 +251,24 @@ fn needs(i: &Instruction, mode: DecodeMode) -> Option<Loaded> {
 
 impl Generator<'_> {
     /// Sees to it that these registers are in the host's.
-    pub(super) fn want_loaded(&mut self, wanted: Loaded, live: bool, n: usize, offset: u16) {
+    pub(super) fn want_loaded(&mut self, wanted: Loaded, live: bool, n: usize, rip: u64) {
         if self.loaded >= wanted {
             return;
         }
         self.keep_flags(live);
         let missing = vector_state::emit_check(&mut self.e, wanted);
-        self.loads.push(Load { missing, wanted, back: self.e.code.len(), n, offset });
+        self.loads.push(Load { missing, wanted, back: self.e.code.len(), n, rip });
         self.loaded = wanted;
     }
 
     /// What [`Self::want_loaded`] put out of line.
     pub(super) fn load_out_of_line(&mut self) {
-        for Load { missing, wanted, back, n, offset } in std::mem::take(&mut self.loads) {
+        for Load { missing, wanted, back, n, rip } in std::mem::take(&mut self.loads) {
             self.e.aim_here(missing);
             self.call_load(wanted);
             let loaded = self.e.jump_if(4);
             self.e.aim(loaded, back);
-            self.give_up(n, offset);
+            self.give_up(n, rip);
         }
     }
 
@@ -282,7 +282,7 @@ impl Generator<'_> {
     }
 
     pub(super) fn vector(&mut self, c: &Classified<'_>, vector: &Vector, op: &Op, n: usize) {
-        self.want_loaded(vector.needs, c.live_before != 0, n, op.offset);
+        self.want_loaded(vector.needs, c.live_before != 0, n, self.rip_of(op));
         let mut distance = 0;
         if let (Some(access), Some(Memory { alignment, .. })) = (vector.access(&op.mem), vector.memory) {
             self.keep_flags(c.live_before != 0);
@@ -322,7 +322,7 @@ pub(super) struct Load {
     missing: Jump,
     wanted: Loaded,
     back: usize,
-    /// The instruction's number and offset in its block.
+    /// The instruction's number, and where it stands.
     n: usize,
-    offset: u16,
+    rip: u64,
 }

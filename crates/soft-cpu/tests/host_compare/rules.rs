@@ -34,6 +34,7 @@ pub(crate) fn skip_reason(i: &Instruction, bytes: &[u8], bitness: u32) -> Option
         }
         Monitor | Monitorx | Mwait | Mwaitx | Umonitor | Umwait | Tpause => "waits",
         Wrpkru | Rdpkru => "protection keys are the host's",
+        Clui | Stui | Testui | Senduipi | Uiret => "user interrupts: not offered; under some hypervisors #GP, not #UD",
         Xbegin | Xend | Xabort | Xtest => "transactions are the host's",
         Ptwrite | Seamcall | Getsec | Encls | Enclu | Enclv => "belongs to the host",
         Clzero => "not offered; AMD only",

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use microvm::Options;
+use microvm::{OnOffAuto, Options};
 
 use crate::config::value::{Cid, CpuCount, Forwards, FromGiven, Given, Refusal, Seconds, Size, closest};
 use crate::config::{MachineType, Settings};
@@ -67,6 +67,16 @@ fn memory(options: &mut Options, given: &Given, base: &Path) -> Result<(), Refus
     Ok(())
 }
 
+/// The translator as asked for, where there is one.
+fn translator(asked: OnOffAuto, available: bool) -> Result<OnOffAuto, Refusal> {
+    if asked == OnOffAuto::On && !available {
+        let message = "this vmm was built without its translator (cargo feature translator): say auto or off, or build it without \
+                       --no-default-features";
+        return Err(Refusal { message: message.to_owned(), suggestion: None });
+    }
+    Ok(asked)
+}
+
 const SWITCH: &str = "on|off|auto";
 const ENCLAVE: MachineType = MachineType::NitroEnclave;
 const MICROVM: MachineType = MachineType::Microvm;
@@ -102,7 +112,8 @@ pub(crate) static KEYS: &[Key] = &[
         put(&mut s.board.accel, g, b)
     }),
     Key::new("machine.translator", SWITCH, "guest code translated to host code, soft only [auto: on]", |s, g, b| {
-        put(&mut s.board.translator, g, b)
+        s.board.translator = translator(OnOffAuto::from_given(g, b)?, microvm::TRANSLATOR_AVAILABLE)?;
+        Ok(())
     }),
     Key::new("machine.acpi", SWITCH, "ACPI tables and power device [auto: on; nitro-enclave: off]", |s, g, b| {
         put(&mut s.board.acpi, g, b)
@@ -259,6 +270,13 @@ pub(crate) static KEYS: &[Key] = &[
     Key::new("debug.perf-map", "true|false", "name translated blocks in /tmp/perf-PID.map [false]", |s, g, b| {
         put(&mut s.board.debugging.perf_map, g, b)
     }),
+    Key::new("debug.code-cache", "SIZE", "less room for translated code, so that it is forgotten often [64M]", |s, g, b| {
+        s.board.debugging.code_cache = Some(Size::from_given(g, b)?.0.min(1 << 30) as usize);
+        Ok(())
+    }),
+    Key::new("debug.count-accesses", "true|false", "--stats counts TLB hits, which costs some speed [false]", |s, g, b| {
+        put(&mut s.board.debugging.count_accesses, g, b)
+    }),
 ];
 
 /// The key with that path.
@@ -333,6 +351,16 @@ mod tests {
             assert_eq!(suggest(typed), Some(meant), "{typed}");
         }
         assert_eq!(suggest("machine.frobnicate"), None);
+    }
+
+    #[test]
+    fn a_build_without_the_translator_refuses_to_be_asked_for_it_and_says_what_to_do() {
+        for asked in [OnOffAuto::Off, OnOffAuto::Auto] {
+            assert_eq!(translator(asked, false), Ok(asked));
+        }
+        assert_eq!(translator(OnOffAuto::On, true), Ok(OnOffAuto::On));
+        let message = translator(OnOffAuto::On, false).unwrap_err().message;
+        assert!(message.contains("say auto or off, or build it without --no-default-features"), "{message}");
     }
 
     #[test]
