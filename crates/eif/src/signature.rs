@@ -124,9 +124,11 @@ mod tests {
         let text = |section: &[u8]| SigningEntry::decode(section).unwrap_err().to_string();
         let start = "it is not a cbor array of signing_certificate and signature: ";
         assert_eq!(text(b""), format!("{start}it ends early"));
-        assert_eq!(text(b"\x81\xff"), format!("{start}byte 0x1 is not cbor"));
+        assert_eq!(text(b"\x81\x1c"), format!("{start}byte 0x1 is not cbor"));
         assert_eq!(text(b"\x81\xa0"), format!("{start}missing field `signing_certificate`"));
-        assert_eq!(text(&[0x81; 40]), format!("{start}it is nested too deep"));
+        // In a field that is ignored.
+        let deep = [&[0x81, 0xa1, 0x61, b'x'][..], &[0x81; 40]].concat();
+        assert_eq!(text(&deep), format!("{start}it is nested too deep"));
     }
 
     #[test]

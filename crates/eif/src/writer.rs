@@ -1,6 +1,6 @@
 //! Makes images of parts that are in memory, by way of [`Builder`].
 
-use std::io::{self, Cursor, Seek, Write};
+use std::io::{self, Cursor};
 
 use thiserror::Error;
 
@@ -111,18 +111,14 @@ impl Writer {
         measurer.measurements()
     }
 
-    /// Writes the image to the start of an output.
-    pub fn write_to<W: Write + Seek>(&self, output: W) -> Result<W, WriteError> {
+    /// The image's bytes.
+    pub fn to_vec(&self) -> Result<Vec<u8>, WriteError> {
+        let output = Cursor::new(Vec::new());
         let mut builder = Builder::start(output, self.flags, &self.kernel[..], &self.cmdline, &self.metadata)?;
         for ramdisk in &self.ramdisks {
             builder = builder.ramdisk(&ramdisk[..])?;
         }
-        builder.measure().finish(self.signature.as_deref())
-    }
-
-    /// The image's bytes.
-    pub fn to_vec(&self) -> Result<Vec<u8>, WriteError> {
-        Ok(self.write_to(Cursor::new(Vec::new()))?.into_inner())
+        Ok(builder.measure().finish(self.signature.as_deref())?.into_inner())
     }
 }
 
