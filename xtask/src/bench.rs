@@ -140,7 +140,8 @@ pub(crate) fn run(arguments: &Arguments, paths: &Paths) -> Result<()> {
     }
     // No guest, so none of what follows; and it wants 3 GB of disk, so only on request.
     if arguments.only.as_deref() == Some("eif") {
-        return measuring::run(arguments.runs, paths);
+        let json = arguments.json.clone().unwrap_or_else(|| paths.target.join("bench-eif.json"));
+        return measuring::run(arguments.runs, &json, paths);
     }
     if arguments.only.as_deref() == Some(kvm_start::NAME) {
         let vmm = Vmm::build(paths, arguments.vmm.as_deref(), Some(Accel::Kvm))?;
