@@ -69,6 +69,9 @@ impl Figures {
     }
 }
 
+/// What makes the command that starts a guest.
+type Contender<'a> = Box<dyn Fn() -> Command + 'a>;
+
 /// Measures in turns and prints the medians; fails if the static program is above a limit.
 pub(super) fn run(runs: usize, vmm: &Vmm, paths: &Paths) -> Result<()> {
     usable(Path::new("/dev/kvm"))?;
@@ -79,7 +82,7 @@ pub(super) fn run(runs: usize, vmm: &Vmm, paths: &Paths) -> Result<()> {
     paths::write(&rom, &rom_guest())?;
     let linked = build_static(paths)?;
     let ours = |program: Command| our_command(program, &elf);
-    let mut contenders: Vec<(&'static str, Box<dyn Fn() -> Command>)> =
+    let mut contenders: Vec<(&'static str, Contender<'_>)> =
         vec![("vmm, static", Box::new(|| ours(Command::new(&linked)))), ("vmm", Box::new(|| ours(vmm.program())))];
     if command::exists(QEMU) {
         contenders.push(("qemu", Box::new(|| qemu_command(&rom))));
