@@ -36,7 +36,7 @@ const MEMORY_LOOP: u64 = 100_000_000;
 const PROGRAMS: &str = "compress:3,sort:2,parse:1,sha256:6,aes:6,copy:12,matrix:8,bodies:6,spawn:1,pipe:6";
 
 /// The same for the work that is split over all processors: long enough that starting threads does not count.
-const PARALLEL: &str = "parallel:20";
+const PARALLEL: &str = "parallel:100";
 
 /// `cargo xtask bench`.
 #[derive(Debug, clap::Args)]
@@ -162,7 +162,11 @@ pub(crate) fn run(arguments: &Arguments, paths: &Paths) -> Result<()> {
     if let Some(filter) = &arguments.only {
         benches.retain(|bench| bench.name.contains(filter.as_str()));
     }
+    let mut host_turns = Vec::new();
     for round in 1..=arguments.runs {
+        if benches.iter().any(|bench| bench.name.starts_with(ratio::TWO_CPUS)) {
+            host_turns.push(host::two_threads_and_one());
+        }
         for bench in &mut benches {
             eprintln!("run {round} of {}: {}", arguments.runs, bench.name);
             bench.run_once(round, Duration::from_secs(arguments.timeout))?;
@@ -170,6 +174,7 @@ pub(crate) fn run(arguments: &Arguments, paths: &Paths) -> Result<()> {
     }
     let benchmarks: Vec<Summary> = benches.into_iter().map(Bench::summary).collect();
     let mut ratios = ratio::all(&benchmarks);
+    ratios.extend(ratio::of_host(&host_turns));
     if arguments.only.as_deref().is_none_or(|only| vsock::NAME.contains(only)) {
         ratios.extend(vsock::run(arguments.runs, &kernels.small, &vmm)?);
     }
