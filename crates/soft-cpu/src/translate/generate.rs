@@ -5,17 +5,17 @@
 
 use std::mem::offset_of;
 
-use iced_x86::{Decoder, DecoderOptions};
-
-use super::classify::{ALL, Classified, Template, classify};
+use super::classify::{Classified, Template};
 use super::emit::{Emitter, Form, Jump, Rm, host};
 use super::flow::{Far, Link, PendingLink, Return, SideExit};
+use super::held::Held;
 use super::parse::{NOT, Operands, Parts};
 use super::reuse::{self, Access, Retry, Role};
 use super::runtime::{Site, Stubs};
 use super::state::NativeState;
-use super::trace::{Next, Part};
-use super::vector::{Load, Vectors};
+use super::steps::{Within, steps};
+use super::trace::Part;
+use super::vector::Load;
 use super::vector_state::Loaded;
 use crate::core::{Core, DecodeMode, GPR_PAGE, GPR_ZERO, seg};
 use crate::op::{Mem, Op};
@@ -115,45 +115,6 @@ pub(super) enum Flags {
     Both,
 }
 
-/// Which guest's registers, besides their places in memory, are in the scratch registers: known as long as nothing is emitted.
-#[derive(Clone, Copy)]
-struct Held {
-    a: Option<u8>,
-    b: Option<u8>,
-    /// What is emitted so far.
-    at: usize,
-}
-
-impl Held {
-    const NOTHING: Self = Self { a: None, b: None, at: usize::MAX };
-
-    /// What is still known.
-    fn now(self, e: &Emitter) -> Self {
-        if self.at == e.code.len() { self } else { Self::NOTHING }
-    }
-
-    /// Known here.
-    fn at(self, e: &Emitter) -> Self {
-        Self { at: e.code.len(), ..self }
-    }
-
-    fn has(self, scratch: u8, guest: u8) -> bool {
-        (if scratch == host::A { self.a } else { self.b }) == Some(guest)
-    }
-
-    fn put(&mut self, scratch: u8, guest: u8) {
-        *(if scratch == host::A { &mut self.a } else { &mut self.b }) = Some(guest);
-    }
-
-    fn forget(&mut self, guest: u8) {
-        for held in [&mut self.a, &mut self.b] {
-            if *held == Some(guest) {
-                *held = None;
-            }
-        }
-    }
-}
-
 /// A piece of code out of the way.
 pub(super) struct Slow {
     pub(super) jumps: Vec<Jump>,
@@ -218,78 +179,6 @@ pub(super) struct Source<'a> {
     pub(super) mode: DecodeMode,
     /// For an execution that is to end with these instructions: what comes next finds the slice used up, also where some were not executed.
     pub(super) alone: bool,
-}
-
-/// An instruction of the translation.
-pub(super) struct Step<'a> {
-    pub(super) c: Classified<'a>,
-    pub(super) op: &'a Op,
-    pub(super) bytes: &'a [u8],
-    /// Where its block stands.
-    place: Place,
-    /// Instructions of the blocks behind its own, and their operands that were counted.
-    rest: usize,
-    rest_accesses: u32,
-    /// It is a jump to the next block.
-    within: Option<Within>,
-}
-
-/// A jump within a translation.
-#[derive(Clone, Copy)]
-enum Within {
-    Always,
-    /// It leaves if this condition holds, for this address.
-    Unless(u8, u64),
-}
-
-/// Classifies all instructions, and finds out which flags are live.
-fn steps<'a>(parts: &'a [Part<'a>], mode: DecodeMode, precise: bool) -> Option<Vec<Step<'a>>> {
-    let count: usize = parts.iter().map(|part| part.ops.len()).sum();
-    let mut rest_accesses: u32 = parts.iter().map(|part| part.accesses).sum();
-    let mut vectors = Vectors::new(mode);
-    let mut steps: Vec<Step<'_>> = Vec::with_capacity(count);
-    for part in parts {
-        let mut decoder = Decoder::with_ip(64, part.bytes, part.place.rip(), DecoderOptions::NONE);
-        let rest = count - steps.len() - part.ops.len();
-        rest_accesses -= part.accesses;
-        for (n, op) in part.ops.iter().enumerate() {
-            let start = usize::from(op.offset);
-            let instruction = decoder.decode();
-            let bytes = part.bytes.get(start..start + usize::from(op.len))?;
-            if instruction.len() != bytes.len() {
-                return None;
-            }
-            let last = n + 1 == part.ops.len();
-            let mut c = classify(instruction, bytes, op, last, &mut vectors);
-            let within = if last { within(&mut c, part.next)? } else { None };
-            steps.push(Step { c, op, bytes, place: part.place, rest, rest_accesses, within });
-        }
-    }
-    let mut live = ALL;
-    for Step { c, .. } in steps.iter_mut().rev() {
-        c.live_after = live;
-        live = if precise && c.may_fault() { ALL } else { c.read | live & !c.kill };
-        c.live_before = live;
-    }
-    Some(steps)
-}
-
-/// The jump at a block's end, if there is a next block in the translation; `None` if it is no such jump.
-fn within(c: &mut Classified<'_>, next: Next) -> Option<Option<Within>> {
-    let after = c.instruction.next_ip();
-    let within = match (next, c.template) {
-        (Next::Nowhere, _) => return Some(None),
-        (Next::Jump, Template::Jump { .. }) => Within::Always,
-        // The opposite of a condition differs in its lowest bit (SDM vol. 2, appendix B.1.4.7).
-        (Next::Taken, Template::JumpIf { condition, .. }) => Within::Unless(condition ^ 1, after),
-        (Next::NotTaken, Template::JumpIf { condition, target }) => Within::Unless(condition, target),
-        _ => return None,
-    };
-    if matches!(within, Within::Unless(..)) {
-        // Where it leaves for, all flags may be read.
-        c.read = ALL;
-    }
-    Some(Some(within))
 }
 
 /// Generates what `source` says, to be placed at the addresses `base` and `cold_base`; `first_link` is the number of its first link.

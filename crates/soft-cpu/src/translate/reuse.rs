@@ -14,7 +14,8 @@ use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind};
 
 use super::classify::{Classified, Template};
 use super::emit::{Form, Jump, Rm, host};
-use super::generate::{Generator, Slow, Step, core_field, field};
+use super::generate::{Generator, Slow, core_field, field};
+use super::steps::Step;
 use crate::core::{GPR_ZERO, seg};
 use crate::op::{Mem, Op};
 
