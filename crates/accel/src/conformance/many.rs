@@ -1,7 +1,5 @@
 //! A machine with more processors than eight bits can name: the last one is started, interrupted by the IOAPIC, and says who it is.
 
-use std::time::Duration;
-
 use iced_x86::IcedError;
 use iced_x86::code_asm::{al, dword_ptr, dx, eax, ecx, edx, ptr, qword_ptr, rax, rsp};
 use x86::msr;
@@ -9,7 +7,7 @@ use x86::msr;
 use super::board::{IOAPIC, PIN};
 use super::code::Guest as Code;
 use super::guests::{halt, report_bytes, start_at};
-use super::{End, Guest, IDT, SCRATCH, run};
+use super::{End, Guest, IDT, LIMIT, SCRATCH, run};
 use crate::{AccelError, Accelerator};
 
 /// Processors of the machine, and the local APIC ID of the last.
@@ -91,7 +89,7 @@ fn last_of_many(g: &mut Code) -> Result<(), IcedError> {
 /// # Panics
 /// When the last processor is not reached.
 pub fn check(accelerator: &dyn Accelerator) -> Result<(), AccelError> {
-    let report = run(accelerator, &MANY, Duration::from_secs(60))?;
+    let report = run(accelerator, &MANY, LIMIT)?;
     assert!(report.is_right(&MANY), "it ended {:?} and reported {:x?}", report.end, report.bytes);
     Ok(())
 }

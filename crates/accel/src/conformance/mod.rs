@@ -37,6 +37,9 @@ pub const GDT: u64 = 0x2000;
 /// Scratch memory.
 pub const SCRATCH: u64 = 0x8000;
 
+/// How long a guest may take: some seconds on a KVM that emulates, and far more where others keep the host busy.
+const LIMIT: Duration = Duration::from_secs(180);
+
 /// How long a guest that has ended is run at a time, to its last HLT, and how often at most.
 const SETTLE: Duration = Duration::from_millis(20);
 const SETTLING_RUNS: u32 = 100;
@@ -242,7 +245,7 @@ fn all_without(without: &[(&str, &str)]) -> Vec<&'static Guest> {
 pub fn check_all(accelerator: &dyn Accelerator, without: &[(&str, &str)]) {
     let mut failures = Vec::new();
     for guest in all_without(without) {
-        match run(accelerator, guest, Duration::from_secs(20)) {
+        match run(accelerator, guest, LIMIT) {
             Ok(report) if report.is_right(guest) => {}
             Ok(report) => failures.push(format!(
                 "{}: ended {:?} at rip {:#x} and reported {:x?}; expected {:?} and {:x?}",
@@ -261,8 +264,7 @@ pub fn check_all(accelerator: &dyn Accelerator, without: &[(&str, &str)]) {
 pub fn check_equal(one: &dyn Accelerator, other: &dyn Accelerator, without: &[(&str, &str)]) {
     let mut failures = Vec::new();
     for guest in all_without(without) {
-        let limit = Duration::from_secs(20);
-        match run(one, guest, limit).and_then(|a| Ok((a, run(other, guest, limit)?))) {
+        match run(one, guest, LIMIT).and_then(|a| Ok((a, run(other, guest, LIMIT)?))) {
             Ok((a, b)) => {
                 failures.extend(compare::differences(guest, &a, &b).iter().map(|d| format!("{}: {d}", guest.name)));
             }
@@ -333,7 +335,7 @@ pub fn doorbell(accelerator: &dyn Accelerator) -> Result<Option<u64>, AccelError
     let io: Arc<dyn crate::CpuIo> = board.clone();
     std::thread::scope(|scope| {
         let runner = scope.spawn(move || vcpu.run(&io));
-        board.wait_for_end(Instant::now() + Duration::from_secs(20));
+        board.wait_for_end(Instant::now() + LIMIT);
         kicker.kick();
         runner.join().expect("the vCPU thread panicked")
     })?;

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::{al, dx, ecx, edx, qword_ptr, rax, rbx, rcx};
@@ -13,15 +13,13 @@ use x86::CpuState;
 use super::board::{Board, HOLD, PIC};
 use super::code::{self, Guest as Code};
 use super::guests::report_bytes;
-use super::{SCRATCH, long_mode, memory_with};
+use super::{LIMIT, SCRATCH, long_mode, memory_with};
 use crate::{AccelError, Accelerator, CpuIo, Kicker, VcpuExit, VmConfig};
 
 /// Rounds of the calculating guest.
 const ROUNDS: u32 = 60_000;
 /// With so many rounds left, it waits for its next board.
 const MOVES: [u32; 2] = [40_000, 20_000];
-/// How long one stay may take.
-const LIMIT: Duration = Duration::from_secs(20);
 const MULTIPLIER: u32 = 0x0019_660d;
 
 /// Vectors of the interrupted guest, the most urgent first.
