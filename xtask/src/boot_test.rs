@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::attestation;
+use crate::bench;
 use crate::checks;
 use crate::command::shown;
 use crate::error::{Error, Result};
@@ -34,7 +35,7 @@ pub(crate) struct Arguments {
     /// A launcher of your own instead of building one
     #[arg(long, value_name = "PATH")]
     vmm: Option<PathBuf>,
-    /// The processor backend; by default what the configurations say
+    /// The processor backend; by default what the configurations say. On kvm the bench follows the whole matrix
     #[arg(long)]
     accel: Option<Accel>,
     /// Seconds after which a boot is ended; by default 60 for the small kernel and 300 for the stock kernel
@@ -52,6 +53,9 @@ pub(crate) struct Arguments {
     /// Give every guest this many processors instead of what the matrix says
     #[arg(long, value_name = "N")]
     cpus: Option<NonZeroU32>,
+    /// A further setting for the launcher, such as debug.lockstep=on; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", conflicts_with = "qemu")]
+    set: Vec<String>,
 }
 
 impl Arguments {
@@ -63,6 +67,18 @@ impl Arguments {
     /// The small kernel's boots this many times, each guest with so many processors or as the matrix says.
     pub(crate) fn small_kernel(repeat: NonZeroU32, cpus: Option<NonZeroU32>) -> Self {
         Self::default_of("small/", repeat, cpus)
+    }
+
+    /// One boot of this kernel in lockstep, as long as that takes.
+    pub(crate) fn in_lockstep(kernel: &str) -> Self {
+        let timeout = Some(LOCKSTEP_LIMIT.as_secs());
+        let set = vec![launch::LOCKSTEP.to_owned()];
+        Self { timeout, set, ..Self::default_of(&format!("{kernel}/microvm/1cpu"), NonZeroU32::MIN, None) }
+    }
+
+    /// One boot of the small kernel on the launcher `vmm`.
+    pub(crate) fn small_kernel_on(vmm: PathBuf) -> Self {
+        Self { vmm: Some(vmm), ..Self::default_of("small/microvm/1cpu", NonZeroU32::MIN, None) }
     }
 
     fn default_of(only: &str, repeat: NonZeroU32, cpus: Option<NonZeroU32>) -> Self {
@@ -77,6 +93,7 @@ impl Arguments {
             verbose: false,
             repeat,
             cpus,
+            set: Vec::new(),
         }
     }
 }
@@ -93,6 +110,8 @@ enum Kernel {
     SmallElf,
     /// Ours, without the translator.
     SmallInterpreted,
+    /// Ours, with so little room for translated code that it is forgotten again and again.
+    SmallEvicting,
 }
 
 impl Kernel {
@@ -103,6 +122,7 @@ impl Kernel {
             Self::SmallStub => "small-stub",
             Self::SmallElf => "small-elf",
             Self::SmallInterpreted => "small-interpreted",
+            Self::SmallEvicting => "small-evicting",
         }
     }
 
@@ -115,14 +135,16 @@ impl Kernel {
     fn memory(self) -> u32 {
         match self {
             Self::Stock => 512,
-            Self::Small | Self::SmallStub | Self::SmallElf | Self::SmallInterpreted => 256,
+            Self::Small | Self::SmallStub | Self::SmallElf | Self::SmallInterpreted | Self::SmallEvicting => 256,
         }
     }
 
     fn limit(self) -> Duration {
         match self {
             Self::Stock => Duration::from_secs(300),
-            Self::Small | Self::SmallStub | Self::SmallElf | Self::SmallInterpreted => Duration::from_secs(60),
+            Self::Small | Self::SmallStub | Self::SmallElf | Self::SmallInterpreted | Self::SmallEvicting => {
+                Duration::from_secs(60)
+            }
         }
     }
 
@@ -130,10 +152,14 @@ impl Kernel {
         match self {
             Self::SmallStub => launch::GUEST_DECOMPRESSES,
             Self::SmallInterpreted => launch::INTERPRETS,
+            Self::SmallEvicting => launch::EVICTS,
             Self::Stock | Self::Small | Self::SmallElf => &[],
         }
     }
 }
+
+/// How long a boot in lockstep may take: Debian's has a quarter of a billion blocks.
+const LOCKSTEP_LIMIT: Duration = Duration::from_secs(3600);
 
 /// One boot of the matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -153,7 +179,7 @@ impl Boot {
 /// The whole matrix, and the other ways to start and to run the small kernel. Only a kernel with ACPI can power off.
 fn matrix(every_end: bool) -> Vec<Boot> {
     use End::{Panic, PowerOff, Reset, TripleFault};
-    use Kernel::{Small, SmallElf, SmallInterpreted, SmallStub, Stock};
+    use Kernel::{Small, SmallElf, SmallEvicting, SmallInterpreted, SmallStub, Stock};
     use Machine::{Microvm, NitroEnclave};
     let one_each = [
         (Small, Microvm, 1, Reset),
@@ -163,6 +189,7 @@ fn matrix(every_end: bool) -> Vec<Boot> {
         (SmallStub, Microvm, 1, Reset),
         (SmallElf, Microvm, 1, Panic),
         (SmallInterpreted, Microvm, 2, Reset),
+        (SmallEvicting, Microvm, 2, Reset),
         (Stock, Microvm, 1, PowerOff),
         (Stock, Microvm, 2, Reset),
         (Stock, NitroEnclave, 1, TripleFault),
@@ -201,7 +228,8 @@ impl Images {
     fn get(paths: &Paths, boots: &[Boot], own: Option<&Path>) -> Result<Self> {
         let wants = |kernel| boots.iter().any(|boot| boot.kernel == kernel);
         let mut images = Self { stock: None, small: None, elf: None };
-        if wants(Kernel::Small) || wants(Kernel::SmallStub) || wants(Kernel::SmallInterpreted) {
+        use Kernel::{Small as OfSmall, SmallEvicting, SmallInterpreted, SmallStub};
+        if [OfSmall, SmallStub, SmallInterpreted, SmallEvicting].into_iter().any(wants) {
             let kernel = match own {
                 Some(path) => guest::own_kernel(path)?,
                 None => Small::get(paths, false)?.bzimage,
@@ -226,7 +254,9 @@ impl Images {
     /// The image of a kernel and the number of its modules.
     fn of(&self, kernel: Kernel) -> Option<(&Image, usize)> {
         match kernel {
-            Kernel::Small | Kernel::SmallStub | Kernel::SmallInterpreted => self.small.as_ref().map(|image| (image, 0)),
+            Kernel::Small | Kernel::SmallStub | Kernel::SmallInterpreted | Kernel::SmallEvicting => {
+                self.small.as_ref().map(|image| (image, 0))
+            }
             Kernel::SmallElf => self.elf.as_ref().map(|image| (image, 0)),
             Kernel::Stock => self.stock.as_ref().map(|(image, modules)| (image, *modules)),
         }
@@ -277,7 +307,14 @@ pub(crate) fn run(arguments: &Arguments, paths: &Paths) -> Result<()> {
         }
     }
     println!("\n{passed} passed, {failed} failed");
-    if failed == 0 { Ok(()) } else { Err(Error::Failed(format!("{failed} boots failed"))) }
+    if failed != 0 {
+        return Err(Error::Failed(format!("{failed} boots failed")));
+    }
+    // On KVM the whole matrix is what a host is tried with, and what it measures belongs to that.
+    if arguments.accel == Some(Accel::Kvm) && arguments.only.is_none() && arguments.kernel.is_none() {
+        bench::run(&bench::Arguments::on_kvm(arguments.vmm.clone()), paths)?;
+    }
+    Ok(())
 }
 
 /// What every boot has in common.
@@ -294,6 +331,8 @@ impl Stand<'_> {
     fn boot(&self, boot: Boot, round: u32) -> Result<Option<Verdict>> {
         let Self { images, vmm, arguments, paths } = self;
         let Some((image, modules)) = images.of(boot.kernel) else { return Ok(None) };
+        let settings = boot.kernel.settings().iter().copied().chain(arguments.set.iter().map(String::as_str));
+        let settings: Vec<&str> = settings.collect();
         let guest = Guest {
             machine: boot.machine,
             image,
@@ -301,9 +340,12 @@ impl Stand<'_> {
             cpus: boot.cpus,
             memory: boot.kernel.memory(),
             append: format!("{}{}", boot.end.argument(), boot.machine.more_checks()),
-            settings: boot.kernel.settings(),
+            settings: &settings,
         };
-        let mut command = vmm.as_ref().map_or_else(|| launch::qemu_command(&guest), |vmm| vmm.command(&guest));
+        let mut command = vmm.as_ref().map_or_else(|| launch::qemu_command(&guest, None), |vmm| vmm.command(&guest));
+        if boot.kernel == Kernel::SmallEvicting {
+            command.arg("--stats");
+        }
         let limit = arguments.timeout.map_or(boot.kernel.limit(), Duration::from_secs);
         let run = supervise::run(&mut command, limit, |line| {
             if arguments.verbose {
@@ -319,6 +361,9 @@ impl Stand<'_> {
         if boot.machine == Machine::NitroEnclave {
             problems.extend(attestation::nsm_check(&report));
         }
+        if boot.kernel == Kernel::SmallEvicting {
+            problems.extend(evicted(&run).err());
+        }
         // QEMU's exit code is 0 for every end that the guest chose.
         let code = vmm.as_ref().map_or(0, |_| exit_codes::expected(boot.machine, boot.end));
         let expected = Outcome::Exited(code);
@@ -331,6 +376,19 @@ impl Stand<'_> {
             problems.push(format!("output kept in {}", log.display()));
         }
         Ok(Some(Verdict { name: boot.name(), problems, run }))
+    }
+}
+
+/// Whether translated code was forgotten as often as its little room asks for.
+fn evicted(run: &Run) -> std::result::Result<(), String> {
+    const LEAST: u64 = 10;
+    let count = |line: &supervise::Line| {
+        line.text.strip_prefix("vmm: stats: code cache flushes")?.split_whitespace().next()?.parse().ok()
+    };
+    match run.errors.iter().find_map(count) {
+        Some(LEAST..) => Ok(()),
+        Some(flushes) => Err(format!("the code cache was flushed {flushes} times, expected at least {LEAST}")),
+        None => Err("the launcher did not say how often the code cache was flushed".to_owned()),
     }
 }
 
@@ -381,7 +439,7 @@ mod tests {
     fn another_number_of_processors_leaves_no_boot_twice() {
         let boots = with_cpus(&matrix(true), 4);
         assert!(boots.iter().all(|boot| boot.cpus == 4));
-        assert_eq!(boots.len(), 2 * 4 + 6 * 3);
+        assert_eq!(boots.len(), 2 * 4 + 7 * 3);
     }
 
     #[test]
@@ -394,6 +452,6 @@ mod tests {
     #[test]
     fn a_kernel_without_acpi_is_never_asked_to_power_off() {
         assert!(matrix(true).iter().all(|boot| boot.kernel.acpi() || boot.end != End::PowerOff));
-        assert_eq!(matrix(true).len(), 4 * 4 + 8 * 3);
+        assert_eq!(matrix(true).len(), 4 * 4 + 9 * 3);
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use sha2::{Digest, Sha384};
 
-use crate::launch::{Guest, Machine};
+use crate::launch::{self, Guest, Machine};
 use crate::paths::hex;
 use crate::report::Report;
 
@@ -42,11 +42,11 @@ pub(crate) fn all(report: &Report, guest: &Guest, modules: usize, measured: Opti
         acpi(report, guest.acpi),
         loaded(report, modules),
         random(report),
-        wall_clock(report),
-        clock_rate(report),
-        sleep(report),
         selftest(report),
     ];
+    if !guest.settings.contains(&launch::LOCKSTEP) {
+        checks.extend([wall_clock(report), clock_rate(report), sleep(report)]);
+    }
     match guest.machine {
         Machine::Microvm => checks.push(device(report, VIRTIO_RNG)),
         Machine::NitroEnclave => {

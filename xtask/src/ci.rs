@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::boot_test;
 use crate::command::{self, shown};
-use crate::error::{self, Error, Result};
+use crate::error::{self, Error, FileContext, Result};
 use crate::fuzz;
 use crate::paths::{Paths, cargo};
 use crate::verifier;
@@ -30,7 +30,7 @@ const REPEATED_BOOTS: [(&str, NonZeroU32, Option<NonZeroU32>); 2] =
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// Also compare our EIF reader with AWS's own crate, fuzz every parser for a minute, have an
-    /// independent verifier judge attestation documents, and boot the small kernel again and again
+    /// independent verifier judge attestation documents, boot both kernels in lockstep, and the small one again and again
     #[arg(long)]
     long: bool,
     /// Leave the boots out, for machines on which no guest kernel can be had
@@ -60,6 +60,7 @@ pub(crate) fn run(arguments: &Arguments, paths: &Paths) -> Result<()> {
             announce_and_run(cargo().current_dir(workspace).args(arguments).env(COMPARE_TRANSLATED, "1"))
         }),
     ];
+    steps.push(step("no translator", || without_translator(arguments, paths)));
     if arguments.long {
         // Its target directory is its own, or the two workspaces would rebuild one another's dependencies.
         let directory = paths.target.join("aws-eif");
@@ -77,6 +78,10 @@ pub(crate) fn run(arguments: &Arguments, paths: &Paths) -> Result<()> {
     }
     if arguments.long && !arguments.no_boot {
         steps.push(step("verifier", || verifier::run(paths)));
+        for kernel in ["small", "stock"] {
+            let boot = boot_test::Arguments::in_lockstep(kernel);
+            steps.push(step("lockstep", || boot_test::run(&boot, paths)));
+        }
         for (name, repeat, cpus) in REPEATED_BOOTS {
             let boots = boot_test::Arguments::small_kernel(repeat, cpus);
             steps.push(step(name, || boot_test::run(&boots, paths)));
@@ -90,6 +95,22 @@ pub(crate) fn bless(paths: &Paths) -> Result<()> {
     command::run(cargo().current_dir(&paths.workspace).args(["test", "--workspace", "--quiet"]).env(BLESS, "1"))?;
     println!("goldens are regenerated; what changed in the working tree:");
     command::run(Command::new("git").arg("-C").arg(&paths.workspace).args(["status", "--short"]))
+}
+
+/// The build that has only the interpreter: the processor's tests, and a boot.
+fn without_translator(arguments: &Arguments, paths: &Paths) -> Result<()> {
+    let workspace = paths.workspace.as_path();
+    let packages = ["--package", "soft-cpu", "--package", "accel-soft", "--no-default-features", "--quiet"];
+    announce_and_run(cargo().current_dir(workspace).arg("test").args(packages))?;
+    if arguments.no_boot {
+        return Ok(());
+    }
+    let build = ["build", "--release", "--package", "vmm", "--no-default-features", "--quiet", "--target-dir"];
+    announce_and_run(cargo().current_dir(workspace).args(build).arg(&paths.target))?;
+    // The same target directory has all that the two builds share; whoever builds next puts the usual launcher in its place again.
+    let (built, kept) = (paths.target.join("release/vmm"), paths.target.join("vmm-without-translator"));
+    std::fs::copy(&built, &kept).file("copy to", &kept)?;
+    boot_test::run(&boot_test::Arguments::small_kernel_on(kept), paths)
 }
 
 fn cargo_step(workspace: &Path, arguments: &[&str]) -> Result<()> {
@@ -115,7 +136,7 @@ fn summarize(steps: &[Step]) -> Result<()> {
     println!();
     for step in steps {
         let outcome = if step.passed { "ok    " } else { "FAILED" };
-        println!("{outcome} {:<10} {:6.1} s", step.name, step.took.as_secs_f64());
+        println!("{outcome} {:<13} {:6.1} s", step.name, step.took.as_secs_f64());
     }
     let failed: Vec<&str> = steps.iter().filter(|step| !step.passed).map(|step| step.name).collect();
     println!("\n{} passed, {} failed", steps.len() - failed.len(), failed.len());

@@ -1,6 +1,6 @@
 //! What stands in the translator's place in a build without it: the same names, and a translator that cannot be made.
 
-use crate::block::Block;
+use crate::block::{Block, BlockCache};
 use crate::core::{Core, Outcome};
 use crate::run::Entered;
 use crate::statistics::TranslatorStatistics;
@@ -11,7 +11,7 @@ use crate::tlb::{Rights, Tlb};
 pub(crate) struct NativeBlock {}
 
 impl NativeBlock {
-    pub(crate) fn is_translated(&self) -> bool {
+    pub(crate) fn is_held(&self) -> bool {
         false
     }
 
@@ -68,11 +68,11 @@ impl Translator {
         match *self {}
     }
 
-    pub(crate) fn set_debugging(&mut self, _flushes: bool, _perf_map: bool) {
+    pub(crate) fn set_debugging(&mut self, _lockstep: bool, _flushes: bool, _perf_map: bool) {
         match *self {}
     }
 
-    pub(crate) fn run(&mut self, _: &mut Core, _: &Block, _budget: u64) -> Entered {
+    pub(crate) fn run(&mut self, _: &mut Core, _: &BlockCache, _: &Block, _budget: u64) -> Entered {
         match *self {}
     }
 
@@ -84,11 +84,19 @@ impl Translator {
         match *self {}
     }
 
-    pub(crate) fn prepare(&mut self, _: &mut Core, _: &Block) -> Option<usize> {
+    pub(crate) fn prepare(&mut self, _: &mut Core, _: &BlockCache, _: &Block) -> Option<usize> {
         match *self {}
     }
 
     pub(crate) fn live(&self, _number: usize) -> u32 {
+        match *self {}
+    }
+
+    pub(crate) fn count(&self, _number: usize) -> usize {
+        match *self {}
+    }
+
+    pub(crate) fn further(&self, _number: usize) -> &[u16] {
         match *self {}
     }
 

@@ -8,7 +8,7 @@ use super::sample::{Sample, middle};
 
 /// The contenders' names.
 pub(super) const OURS: &str = "vmm";
-pub(super) const THEIRS: &str = "qemu-tcg";
+pub(super) const THEIRS: &str = "qemu";
 
 /// The benchmarks' names.
 pub(super) const SMALL: &str = "small kernel";

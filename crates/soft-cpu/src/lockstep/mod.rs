@@ -149,7 +149,7 @@ impl Lockstep {
                 let facts = self.facts(block);
                 undefined & facts.kept | facts.undefined
             });
-            let flags = self.flags_at(core, &translated, undefined);
+            let flags = self.flags_at(core, &translated, &parts) & !undefined;
             let seen: Vec<Page> = pages.iter().map(|(at, _)| (*at, stores::page(*at))).collect();
             let (by_handlers, _) = take_back(core);
             // Bytes that neither was to store to are put back too: if they were a device's, they are the same in `seen`.
@@ -197,15 +197,23 @@ impl Lockstep {
         facts
     }
 
-    /// The status flags that count where a translation has come to.
-    fn flags_at(&self, core: &Core, translated: &Execution, undefined: u64) -> u64 {
+    /// The status flags that count where a translation of `parts` has come to.
+    fn flags_at(&self, core: &Core, translated: &Execution, parts: &[Part<'_>]) -> u64 {
         if translated.outcome.is_err() {
             return 0;
         }
-        let page = core.fetch.lookup(translated.after.rip, core.cpl == 3);
-        let physical = page.map(|page| page.physical() | translated.after.rip & 0xfff);
+        let rip = translated.after.rip;
+        // It may have been left in a block: after a store to watched code, for example.
+        let within = |(start, block): &Part<'_>| {
+            let offset = rip.wrapping_sub(*start);
+            offset != 0 && block.ops.iter().any(|op| u64::from(op.offset) == offset)
+        };
+        if let Some(at) = parts.iter().position(within) {
+            return read_from(&parts[at..], rip.wrapping_sub(parts[at].0));
+        }
+        let physical = core.fetch.lookup(rip, core.cpl == 3).map(|page| page.physical() | rip & 0xfff);
         let live = physical.and_then(|physical| self.live.get(&(physical, core.mode)));
-        live.copied().unwrap_or(STATUS) & !undefined
+        live.copied().unwrap_or(STATUS)
     }
 }
 
@@ -220,6 +228,20 @@ fn status(flags: u32) -> u64 {
         (RflagsBits::OF, rflags::OF),
     ];
     names.iter().filter(|(name, _)| flags & name != 0).map(|(_, bit)| bit).sum()
+}
+
+/// Status flags that these blocks, the first from `offset` on, read before they overwrite them, or leave to what follows.
+fn read_from(parts: &[Part<'_>], offset: u64) -> u64 {
+    let rest = |(number, (_, block)): (usize, &Part<'_>)| {
+        let all = block.ops.iter().map(|op| u64::from(op.offset)).zip(instructions(block)).collect::<Vec<_>>();
+        all.into_iter().filter(move |(at, _)| number > 0 || *at >= offset)
+    };
+    let (mut read, mut written) = (0, 0);
+    for (_, i) in parts.iter().enumerate().flat_map(rest) {
+        read |= status(i.rflags_read()) & !written;
+        written |= status(i.rflags_modified());
+    }
+    read | STATUS & !written
 }
 
 fn instructions(block: &Block) -> impl Iterator<Item = Instruction> {

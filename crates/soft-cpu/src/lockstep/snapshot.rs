@@ -76,6 +76,8 @@ impl Snapshot {
             cpl,
             shadow,
             nmi_blocked,
+            // Delivered before the first block of a run.
+            acknowledged_interrupt: _,
             halted,
             pdptes,
             fpu,
@@ -185,11 +187,12 @@ impl Snapshot {
         for (n, name) in ["cr0", "cr2", "cr3", "cr4", "efer", "xcr0"].iter().enumerate() {
             line(name, self.control[n], other.control[n]);
         }
+        let fpu_differs = self.fpu != other.fpu;
         // Not the pointers to the last x87 instruction and its operand, which are not modelled.
-        for at in X87.into_iter().flatten().filter(|_| self.fpu != other.fpu) {
+        for at in X87.into_iter().flatten().filter(|_| fpu_differs) {
             line(&format!("byte {at} of the FXSAVE image"), self.fpu.image[at].into(), other.fpu.image[at].into());
         }
-        for n in (0..16).filter(|_| self.fpu != other.fpu) {
+        for n in (0..16).filter(|_| fpu_differs) {
             for (name, start) in [("xmm", offset::XMM), ("upper ymm", offset::YMM_HIGH)] {
                 let value = |s: &Self, half: usize| {
                     let at = start + n * 16 + half * 8;

@@ -1,18 +1,17 @@
-//! The memory that thunks lie in: a file in memory mapped twice, once writable and once executable, so that no address is both.
+//! The memory that generated code lies in, mapped twice, once writable and once executable, so that no address is both.
+//!
+//! DEVNOTE: a file in memory (memfd) could be mapped twice as well, and would have a name. But `perf` then looks for symbols in that file, and takes those of
+//! `/tmp/perf-PID.map` for anonymous mappings only.
 
 #![expect(unsafe_code, reason = "maps memory for generated code and copies the code into it")]
 
-use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
 
 use crate::fpu::FpuState;
 
 /// Size of the arena in bytes; pages are taken as they are filled. A thunk is about 60 bytes.
 const ARENA_SIZE: usize = 4 << 20;
-
-const NAME: &CStr = c"vmm-thunks";
 
 /// Generated code, appended until it is all forgotten at once.
 pub(crate) struct Arena {
@@ -59,26 +58,14 @@ unsafe impl Send for Arena {}
 impl Arena {
     /// An empty arena for thunks.
     pub(super) fn new() -> io::Result<Self> {
-        Self::with_size(NAME, ARENA_SIZE, ARENA_SIZE)
+        Self::with_size(ARENA_SIZE, ARENA_SIZE)
     }
 
-    /// An empty arena of `size` bytes, the first `hot` of them for hot code, named in the process's memory map.
-    pub(crate) fn with_size(name: &CStr, size: usize, hot: usize) -> io::Result<Self> {
+    /// An empty arena of `size` bytes, the first `hot` of them for hot code.
+    pub(crate) fn with_size(size: usize, hot: usize) -> io::Result<Self> {
         let regions = [Region::new(0, hot), Region::new(hot, size)];
-        // SAFETY: a system call with a valid name; the descriptor it returns is ours alone.
-        let file = unsafe {
-            let fd = libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC);
-            if fd < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            OwnedFd::from_raw_fd(fd)
-        };
-        // SAFETY: a system call on a descriptor of ours.
-        if unsafe { libc::ftruncate(file.as_raw_fd(), size as libc::off_t) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let writable = map(&file, size, libc::PROT_READ | libc::PROT_WRITE)?;
-        match map(&file, size, libc::PROT_READ | libc::PROT_EXEC) {
+        let writable = map(size)?;
+        match map_again(writable, size) {
             Ok(executable) => Ok(Self { writable, executable, size, regions, touched: 0 }),
             Err(error) => {
                 // SAFETY: unmaps what was just mapped and nothing points into.
@@ -123,7 +110,7 @@ impl Arena {
         self.touched += bytes;
         if self.touched >= MOST_TOUCHED {
             self.touched = 0;
-            // SAFETY: the mapping is ours and shared: the file keeps what its pages hold.
+            // SAFETY: the mapping is ours and shared: what its pages hold is kept.
             let advice = unsafe { libc::madvise(self.writable.cast(), self.size, libc::MADV_DONTNEED) };
             debug_assert_eq!(advice, 0, "{}", io::Error::last_os_error());
         }
@@ -178,10 +165,29 @@ impl Drop for Arena {
     }
 }
 
-fn map(file: &OwnedFd, size: usize, protection: libc::c_int) -> io::Result<*mut u8> {
-    // SAFETY: a new mapping of a file of ours at an address of the kernel's choice.
-    let at = unsafe { libc::mmap(ptr::null_mut(), size, protection, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+/// New memory that can be mapped again.
+fn map(size: usize) -> io::Result<*mut u8> {
+    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let at = unsafe { libc::mmap(ptr::null_mut(), size, protection, flags | libc::MAP_NORESERVE, -1, 0) };
     if at == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(at.cast()) }
+}
+
+/// The memory at `writable` once more, executable: moving none of a shared mapping leaves it where it is and makes another (mremap(2)).
+fn map_again(writable: *mut u8, size: usize) -> io::Result<*const u8> {
+    // SAFETY: `writable` is a shared mapping of `size` bytes, which stays; the new one lies at an address of the kernel's choice.
+    let at = unsafe { libc::mremap(writable.cast(), 0, size, libc::MREMAP_MAYMOVE) };
+    if at == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the new mapping is ours, and nothing points into it yet.
+    if unsafe { libc::mprotect(at, size, libc::PROT_READ | libc::PROT_EXEC) } != 0 {
+        let error = io::Error::last_os_error();
+        // SAFETY: as above.
+        unsafe { libc::munmap(at, size) };
+        return Err(error);
+    }
+    Ok(at.cast_const().cast())
 }
 
 /// Calls a thunk: `entry` is an address that [`Arena::append`] returned.

@@ -38,7 +38,7 @@ const MAX_CODE: usize = 320 * MAX_OPS;
 const LEAST_ARENA: usize = 8 * MAX_CODE;
 
 /// Most instructions that generated code runs before it looks at what waits: a few microseconds.
-const SLICE: u64 = 4096;
+const SLICE: u64 = 16384;
 
 /// Entries into generated code after which [`Debugging::flushes`](crate::run::Debugging::flushes) forgets everything.
 const ENTRIES_BETWEEN_FLUSHES: u64 = 331;
@@ -157,7 +157,7 @@ impl Translator {
             error!("this system lets no program set the base of GS: blocks are interpreted");
             return None;
         }
-        let mut arena = match Arena::with_size(c"vmm-translations", size, size / 5 * 2) {
+        let mut arena = match Arena::with_size(size, size / 5 * 2) {
             Ok(arena) => arena,
             Err(error) => {
                 error!(%error, "no memory for generated code: blocks are interpreted");
@@ -391,10 +391,11 @@ impl Translator {
             Some(Stop::Again) => &mut exits.again,
             Some(Stop::Exception | Stop::Shutdown) => &mut exits.exceptions,
             None if core.native.interpret => &mut exits.interpreted,
-            None if self.left_by != 0 => &mut exits.jumps,
-            None if !by_handler => &mut exits.slices,
-            None if core.has_attention() => &mut exits.attention,
-            None => &mut exits.changes,
+            None if by_handler && core.has_attention() => &mut exits.attention,
+            None if by_handler => &mut exits.changes,
+            // Not enough was left for another block; a jump to another page that missed just then counts here too.
+            None if self.left_by == 0 && core.native.slice < MAX_BLOCK_OPS as i32 => &mut exits.slices,
+            None => &mut exits.jumps,
         }
     }
 

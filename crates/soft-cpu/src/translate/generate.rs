@@ -115,6 +115,45 @@ pub(super) enum Flags {
     Both,
 }
 
+/// Which guest's registers, besides their places in memory, are in the scratch registers: known as long as nothing is emitted.
+#[derive(Clone, Copy)]
+struct Held {
+    a: Option<u8>,
+    b: Option<u8>,
+    /// What is emitted so far.
+    at: usize,
+}
+
+impl Held {
+    const NOTHING: Self = Self { a: None, b: None, at: usize::MAX };
+
+    /// What is still known.
+    fn now(self, e: &Emitter) -> Self {
+        if self.at == e.code.len() { self } else { Self::NOTHING }
+    }
+
+    /// Known here.
+    fn at(self, e: &Emitter) -> Self {
+        Self { at: e.code.len(), ..self }
+    }
+
+    fn has(self, scratch: u8, guest: u8) -> bool {
+        (if scratch == host::A { self.a } else { self.b }) == Some(guest)
+    }
+
+    fn put(&mut self, scratch: u8, guest: u8) {
+        *(if scratch == host::A { &mut self.a } else { &mut self.b }) = Some(guest);
+    }
+
+    fn forget(&mut self, guest: u8) {
+        for held in [&mut self.a, &mut self.b] {
+            if *held == Some(guest) {
+                *held = None;
+            }
+        }
+    }
+}
+
 /// A piece of code out of the way.
 pub(super) struct Slow {
     pub(super) jumps: Vec<Jump>,
@@ -123,6 +162,8 @@ pub(super) struct Slow {
     pub(super) back: Option<usize>,
     /// The flags are to be in the host's again.
     pub(super) restore: bool,
+    /// A guest's register is to be in a scratch register too.
+    pub(super) reload: Option<(u8, u8)>,
     /// And so are these.
     pub(super) loaded: Loaded,
 }
@@ -148,6 +189,7 @@ pub(super) struct Generator<'a> {
     pub(super) e: Emitter,
     pub(super) stubs: &'a Stubs,
     pub(super) flags: Flags,
+    held: Held,
     /// What is surely in the host's registers.
     pub(super) loaded: Loaded,
     /// How each instruction's operand is found.
@@ -266,6 +308,7 @@ pub(super) fn generate(
         e: Emitter::new(base),
         stubs,
         flags: Flags::Host,
+        held: Held::NOTHING,
         loaded: Loaded::Nothing,
         roles: reuse::plan(&steps),
         retries: Vec::new(),
@@ -286,14 +329,14 @@ pub(super) fn generate(
     g.flags = Flags::Memory;
     let memory_entry = g.e.code.len();
     let count = steps.len() as u8;
+    g.e.modrm(Form::short(0x83), 5, core_field(field::SLICE));
+    g.e.bytes(&[count]);
+    let used_up = g.e.jump_if(8);
     let accesses: u32 = parts.iter().map(|part| part.accesses).sum();
     if accesses != 0 {
         g.e.modrm(Form::long(0x81), 0, core_field(field::ACCESSES));
         g.e.bytes(&accesses.to_le_bytes());
     }
-    g.e.modrm(Form::short(0x83), 5, core_field(field::SLICE));
-    g.e.bytes(&[count]);
-    let used_up = g.e.jump_if(8);
     // Here no flags are lost by looking; behind a handler's call they have to be looked for again.
     let first = steps.iter().take(parts[0].ops.len());
     let before_handlers = first.take_while(|step| !matches!(step.c.template, Template::Handler));
@@ -357,10 +400,22 @@ impl Generator<'_> {
 
     /// The register's value in a host register: its own, or `scratch`.
     pub(super) fn value(&mut self, guest: u8, scratch: u8) -> u8 {
-        PINNED[usize::from(guest)].unwrap_or_else(|| {
+        if let Some(own) = PINNED[usize::from(guest)] {
+            return own;
+        }
+        let mut held = self.held.now(&self.e);
+        let other = if scratch == host::A { host::B } else { host::A };
+        if held.has(scratch, guest) {
+            return scratch;
+        }
+        if held.has(other, guest) {
+            self.e.mov(scratch, other);
+        } else {
             self.e.load(scratch, slot(guest));
-            scratch
-        })
+        }
+        held.put(scratch, guest);
+        self.held = held.at(&self.e);
+        scratch
     }
 
     /// Puts what is in `from` into the guest's register.
@@ -368,8 +423,18 @@ impl Generator<'_> {
         match PINNED[usize::from(guest)] {
             Some(to) if to == from => {}
             Some(to) => self.e.mov(to, from),
-            None => self.e.store(slot(guest), from),
+            None => self.store_held(guest, from),
         }
+    }
+
+    /// Stores what a scratch register holds as the guest's register, which may be found there until something else is emitted.
+    fn store_held(&mut self, guest: u8, scratch: u8) {
+        let mut held = self.held.now(&self.e);
+        self.e.store(slot(guest), scratch);
+        // The other one may hold what the register was before.
+        held.forget(guest);
+        held.put(scratch, guest);
+        self.held = held.at(&self.e);
     }
 
     /// An address that is known but for the page, as [`Place::rip`] gives it, into `to`; the flags stay.
@@ -629,6 +694,7 @@ impl Generator<'_> {
     /// What went out of line last comes back here.
     pub(super) fn slow_back(&mut self) {
         let here = self.e.code.len();
+        self.held = Held::NOTHING;
         if let Some(slow) = self.slow.last_mut() {
             slow.back = Some(here);
         }
@@ -636,7 +702,7 @@ impl Generator<'_> {
 
     pub(super) fn slow_end(&mut self, jumps: Vec<Jump>, op: &Op, n: usize) {
         let site = self.site(op, n, true);
-        self.slow.push(Slow { jumps, site, back: None, restore: false, loaded: Loaded::Nothing });
+        self.slow.push(Slow { jumps, site, back: None, restore: false, reload: None, loaded: Loaded::Nothing });
     }
 
     /// Eight bytes below the stack pointer.
@@ -664,7 +730,7 @@ impl Generator<'_> {
         let mut operand = |g: &mut Self, guest: u8, access: super::parse::Access, byte: bool, scratch: u8| {
             PINNED[usize::from(guest)].unwrap_or_else(|| {
                 if access.read || merges(byte) {
-                    g.e.load(scratch, slot(guest));
+                    g.value(guest, scratch);
                 }
                 if access.write {
                     to_store.push((guest, scratch));
@@ -686,7 +752,9 @@ impl Generator<'_> {
         } else if high(operands.byte_rm, parts.rm) {
             Rm::Reg(parts.rm)
         } else {
-            Rm::Reg(operand(self, parts.rm, operands.rm, operands.byte_rm, host::A))
+            // One register twice stays one register: XOR of a register with itself waits for nothing.
+            let twice = operands.reg != NOT && parts.reg == parts.rm && !high(operands.byte_reg, parts.reg);
+            Rm::Reg(operand(self, parts.rm, operands.rm, operands.byte_rm, if twice { host::B } else { host::A }))
         };
         let prefix = if parts.word { 0x66 } else { parts.repeat };
         let form = Form {
@@ -699,8 +767,8 @@ impl Generator<'_> {
         };
         self.e.modrm(form, reg, rm);
         self.e.bytes(parts.immediate);
-        for (guest, scratch) in to_store {
-            self.e.store(slot(guest), scratch);
+        for &(guest, scratch) in &to_store {
+            self.store_held(guest, scratch);
         }
         if c.touches {
             self.flags = Flags::Host;
@@ -708,12 +776,14 @@ impl Generator<'_> {
             self.flags = Flags::Memory;
         }
         if parts.memory {
+            let held = self.held;
             self.slow_back();
-            if c.touches
-                && c.live_after != 0
-                && let Some(slow) = self.slow.last_mut()
-            {
-                slow.restore = true;
+            if let Some(slow) = self.slow.last_mut() {
+                slow.restore = c.touches && c.live_after != 0;
+                slow.reload = to_store.first().copied();
+            }
+            if !to_store.is_empty() {
+                self.held = held;
             }
         }
     }
@@ -731,6 +801,9 @@ impl Generator<'_> {
                     self.call_load(slow.loaded);
                     if slow.restore {
                         self.restore_flags();
+                    }
+                    if let Some((guest, scratch)) = slow.reload {
+                        self.e.load(scratch, slot(guest));
                     }
                     let jump = self.e.jump();
                     self.e.aim(jump, back);

@@ -242,7 +242,7 @@ impl Generator<'_> {
     pub(super) fn locate(&mut self, access: Access, alignment: usize, op: &Op, n: usize) -> i32 {
         let site = self.site(op, n, true);
         let slow = self.slow.len();
-        self.slow.push(Slow { jumps: Vec::new(), site, back: None, restore: false, loaded: self.loaded });
+        self.slow.push(Slow { jumps: Vec::new(), site, back: None, restore: false, reload: None, loaded: self.loaded });
         let distance = match self.roles[n] {
             Role::Alone => {
                 self.linear_address(&access.mem);
