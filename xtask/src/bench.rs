@@ -4,6 +4,7 @@
 //! run that does not end is ended at the limit and counted as a hang; medians are over the runs that did end.
 
 mod host;
+mod kvm_start;
 mod measuring;
 mod ratio;
 mod sample;
@@ -35,7 +36,7 @@ const MEMORY_LOOP: u64 = 100_000_000;
 const PROGRAMS: &str = "compress:3,sort:2,parse:1,sha256:6,aes:6,copy:12,matrix:8,bodies:6,spawn:1,pipe:6";
 
 /// The same for the work that is split over all processors: long enough that starting threads does not count.
-const PARALLEL: &str = "parallel:20";
+const PARALLEL: &str = "parallel:100";
 
 /// `cargo xtask bench`.
 #[derive(Debug, clap::Args)]
@@ -44,7 +45,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 7)]
     runs: usize,
     /// Only benchmarks whose names contain this, for example `small`, `programs`, `vsock` or `vmm`; `eif` measures a large
-    /// enclave image beside OpenSSL
+    /// enclave image beside OpenSSL, `kvm-start` what starting a guest on KVM costs
     #[arg(long, value_name = "FILTER")]
     only: Option<String>,
     /// A kernel of your own in place of the small one; the stock kernel is left out
@@ -67,18 +68,27 @@ pub(crate) struct Arguments {
     json: Option<PathBuf>,
 }
 
+impl Arguments {
+    /// Everything on KVM, with this launcher or one that is built.
+    pub(crate) fn on_kvm(vmm: Option<PathBuf>) -> Self {
+        let (accel, runs, cpus, timeout) = (Some(Accel::Kvm), 7, 1, 180);
+        Self { runs, only: None, kernel: None, vmm, accel, cpus, timeout, json: None }
+    }
+}
+
 /// A program that runs guests.
 #[derive(Debug, Clone)]
 enum Contender {
     Vmm(Vmm),
-    Qemu,
+    /// With the backend that ours is asked to use.
+    Qemu(Option<Accel>),
 }
 
 impl Contender {
     fn name(&self) -> &'static str {
         match self {
             Self::Vmm(_) => ratio::OURS,
-            Self::Qemu => ratio::THEIRS,
+            Self::Qemu(_) => ratio::THEIRS,
         }
     }
 
@@ -89,7 +99,7 @@ impl Contender {
                 command.arg("--stats");
                 command
             }
-            Self::Qemu => launch::qemu_command(guest),
+            Self::Qemu(accel) => launch::qemu_command(guest, *accel),
         }
     }
 }
@@ -130,13 +140,21 @@ pub(crate) fn run(arguments: &Arguments, paths: &Paths) -> Result<()> {
     }
     // No guest, so none of what follows; and it wants 3 GB of disk, so only on request.
     if arguments.only.as_deref() == Some("eif") {
-        return measuring::run(arguments.runs, paths);
+        let json = arguments.json.clone().unwrap_or_else(|| paths.target.join("bench-eif.json"));
+        return measuring::run(arguments.runs, &json, paths);
+    }
+    if arguments.only.as_deref() == Some(kvm_start::NAME) {
+        let vmm = Vmm::build(paths, arguments.vmm.as_deref(), Some(Accel::Kvm))?;
+        return kvm_start::run(arguments.runs, &vmm, paths);
+    }
+    if arguments.accel == Some(Accel::Kvm) {
+        launch::check_virtualization(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default())?;
     }
     let kernels = Kernels::get(arguments.kernel.as_deref(), paths)?;
     let vmm = Vmm::build(paths, arguments.vmm.as_deref(), arguments.accel)?;
     let mut contenders = vec![Contender::Vmm(vmm.clone())];
     if command::exists(QEMU) {
-        contenders.push(Contender::Qemu);
+        contenders.push(Contender::Qemu(arguments.accel));
     } else {
         eprintln!("{QEMU} is not installed: no comparison (apt-get install qemu-system-x86)");
     }
@@ -144,7 +162,11 @@ pub(crate) fn run(arguments: &Arguments, paths: &Paths) -> Result<()> {
     if let Some(filter) = &arguments.only {
         benches.retain(|bench| bench.name.contains(filter.as_str()));
     }
+    let mut host_turns = Vec::new();
     for round in 1..=arguments.runs {
+        if benches.iter().any(|bench| bench.name.starts_with(ratio::TWO_CPUS)) {
+            host_turns.push(host::two_threads_and_one());
+        }
         for bench in &mut benches {
             eprintln!("run {round} of {}: {}", arguments.runs, bench.name);
             bench.run_once(round, Duration::from_secs(arguments.timeout))?;
@@ -152,8 +174,13 @@ pub(crate) fn run(arguments: &Arguments, paths: &Paths) -> Result<()> {
     }
     let benchmarks: Vec<Summary> = benches.into_iter().map(Bench::summary).collect();
     let mut ratios = ratio::all(&benchmarks);
+    ratios.extend(ratio::of_host(&host_turns));
     if arguments.only.as_deref().is_none_or(|only| vsock::NAME.contains(only)) {
         ratios.extend(vsock::run(arguments.runs, &kernels.small, &vmm)?);
+    }
+    if arguments.accel == Some(Accel::Kvm) {
+        // The limits are the software CPU's.
+        ratios.iter_mut().for_each(|ratio| ratio.limit = f64::INFINITY);
     }
     let host = Host::look(&paths.workspace, kernels.versions);
     let results = Results { host, ratios, benchmarks };
@@ -162,6 +189,9 @@ pub(crate) fn run(arguments: &Arguments, paths: &Paths) -> Result<()> {
     let json = serde_json::to_vec_pretty(&results).map_err(|error| Error::Advice(error.to_string()))?;
     paths::write(&path, &json)?;
     println!("\nwritten to {}", path.display());
+    if arguments.accel == Some(Accel::Kvm) && arguments.only.is_none() {
+        kvm_start::run(arguments.runs, &vmm, paths)?;
+    }
     Ok(())
 }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::attestation;
+use crate::bench;
 use crate::checks;
 use crate::command::shown;
 use crate::error::{Error, Result};
@@ -34,7 +35,7 @@ pub(crate) struct Arguments {
     /// A launcher of your own instead of building one
     #[arg(long, value_name = "PATH")]
     vmm: Option<PathBuf>,
-    /// The processor backend; by default what the configurations say
+    /// The processor backend; by default what the configurations say. On kvm the bench follows the whole matrix
     #[arg(long)]
     accel: Option<Accel>,
     /// Seconds after which a boot is ended; by default 60 for the small kernel and 300 for the stock kernel
@@ -306,7 +307,14 @@ pub(crate) fn run(arguments: &Arguments, paths: &Paths) -> Result<()> {
         }
     }
     println!("\n{passed} passed, {failed} failed");
-    if failed == 0 { Ok(()) } else { Err(Error::Failed(format!("{failed} boots failed"))) }
+    if failed != 0 {
+        return Err(Error::Failed(format!("{failed} boots failed")));
+    }
+    // On KVM the whole matrix is what a host is tried with, and what it measures belongs to that.
+    if arguments.accel == Some(Accel::Kvm) && arguments.only.is_none() && arguments.kernel.is_none() {
+        bench::run(&bench::Arguments::on_kvm(arguments.vmm.clone()), paths)?;
+    }
+    Ok(())
 }
 
 /// What every boot has in common.
@@ -334,7 +342,7 @@ impl Stand<'_> {
             append: format!("{}{}", boot.end.argument(), boot.machine.more_checks()),
             settings: &settings,
         };
-        let mut command = vmm.as_ref().map_or_else(|| launch::qemu_command(&guest), |vmm| vmm.command(&guest));
+        let mut command = vmm.as_ref().map_or_else(|| launch::qemu_command(&guest, None), |vmm| vmm.command(&guest));
         if boot.kernel == Kernel::SmallEvicting {
             command.arg("--stats");
         }

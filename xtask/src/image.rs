@@ -47,12 +47,11 @@ impl Image {
     fn build(paths: &Paths, name: &str, kernel: &Path, modules: &[PathBuf], cmdline: &str) -> Result<Self> {
         let ramdisks = initramfs::build(paths, modules)?;
         let eif = paths.guest().join(format!("{name}.eif"));
-        let mut bytes = Vec::new();
-        Writer::new(paths::read(kernel)?, cmdline)
+        let bytes = Writer::new(paths::read(kernel)?, cmdline)
             .metadata(Metadata::new(&format!("vmm-{name}"), env!("CARGO_PKG_VERSION")).to_json())
             .ramdisk(paths::read(&ramdisks.init)?)
             .ramdisk(paths::read(&ramdisks.application)?)
-            .write_to(&mut bytes)
+            .to_vec()
             .map_err(|error| Error::Advice(format!("cannot write {}: {error}", eif.display())))?;
         initramfs::replace(&eif, &bytes)?;
         Ok(Self { kernel: kernel.to_owned(), ramdisks, cmdline: cmdline.to_owned(), eif })

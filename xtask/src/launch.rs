@@ -222,13 +222,18 @@ impl Vmm {
     }
 }
 
-/// QEMU's command for the same guest on its microvm, interpreted as ours is.
-pub(crate) fn qemu_command(guest: &Guest) -> Command {
+/// QEMU's command for the same guest on its microvm: on KVM where ours is asked to be, else by its translator.
+pub(crate) fn qemu_command(guest: &Guest, accel: Option<Accel>) -> Command {
     // With ACPI its firmware is SeaBIOS, which loads a kernel only through an option ROM; without, qboot, which needs none.
     let board = if guest.acpi { "microvm,acpi=on,rtc=on" } else { "microvm,acpi=off,x-option-roms=off,rtc=on" };
     let mut command = Command::new(QEMU);
     command
-        .args(["-M", board, "-accel", "tcg", "-cpu", "max"])
+        .args(["-M", board])
+        .args(if accel == Some(Accel::Kvm) {
+            ["-accel", "kvm", "-cpu", "host"]
+        } else {
+            ["-accel", "tcg", "-cpu", "max"]
+        })
         .args(["-m", &guest.memory.to_string(), "-smp", &guest.cpus.to_string()])
         .arg("-kernel")
         .arg(&guest.image.kernel)

@@ -1,143 +1,95 @@
-//! What CPUID answers on KVM (SDM vol. 2, CPUID; APM vol. 3, appendix E; Linux Documentation/virt/kvm/x86/cpuid.rst): all that the host's KVM supports, with this machine's topology,
-//! and of KVM's own features those that need nothing of the VMM.
-//!
-//! The policy is the software CPU's where it is a matter of choice: one socket of single-threaded cores, APIC IDs in order, a hypervisor named KVM with the time
-//! stamp counter's and the APIC timer's frequency, no performance monitoring. Which instructions there are is the host's matter: here they run at full speed, so nothing is masked.
+//! Between KVM's CPUID tables and the plain-data [`CpuidTable`], and what of KVM's features a VM has. Everything else of what the guest is told is `accel::cpuid`'s.
 
 use accel::AccelError;
+use accel::cpuid::{self, Place, paravirtual};
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
+use x86::cpuid::{CpuidEntry, CpuidResult, CpuidTable};
 
-/// The frequency of KVM's local APIC timer, in kHz.
-const APIC_BUS_KHZ: u32 = 1_000_000;
-/// KVM's feature bits that only need the kernel: kvmclock (both sets of MSRs), no port delays, steal time, PV EOI, unhalt, TLB flush, IPIs, sched yield, stable clock.
-const KVM_FEATURES: u32 = 1 | 1 << 1 | 1 << 3 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 9 | 1 << 11 | 1 << 13 | 1 << 24;
+use crate::KernelIrqchip;
 
-/// Leaf 1, ECX: hypervisor, TSC deadline, x2APIC, MONITOR, OSXSAVE.
-const HYPERVISOR: u32 = 1 << 31;
-const TSC_DEADLINE: u32 = 1 << 24;
-const X2APIC: u32 = 1 << 21;
-const MONITOR: u32 = 1 << 3;
-/// Leaf 1, EDX: more than one logical processor in the package.
-const HTT: u32 = 1 << 28;
-/// Leaf 0x80000001, ECX: virtualization (SVM); leaf 1, ECX: VMX. There is no nesting.
-const SVM: u32 = 1 << 2;
-const VMX: u32 = 1 << 5;
-/// Leaf 0x80000001, ECX: the logical processors of leaf 1 are cores.
-const CMP_LEGACY: u32 = 1 << 1;
+/// Leaf of KVM's features.
+const KVM_FEATURES: u32 = 0x4000_0001;
 
-/// One vCPU among its siblings, and its clock.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Place {
-    pub(crate) vcpus: u32,
-    pub(crate) id: u32,
-    /// 0 if KVM does not say.
-    pub(crate) tsc_khz: u32,
-    /// KVM_CAP_TSC_DEADLINE_TIMER.
-    pub(crate) tsc_deadline: bool,
-}
-
-impl Place {
-    /// Bits of the APIC ID that number the cores.
-    fn core_bits(self) -> u32 {
-        self.vcpus.next_power_of_two().trailing_zeros()
-    }
-}
-
-/// The table of the vCPU at `place`.
-pub(crate) fn table(supported: &CpuId, place: Place) -> Result<CpuId, AccelError> {
-    CpuId::from_entries(&adapt(supported.as_slice(), place))
-        .map_err(|_| AccelError::State { what: "more CPUID leaves than KVM takes".to_owned() })
-}
-
-/// `supported` with this machine's topology and our policy.
-fn adapt(supported: &[kvm_cpuid_entry2], place: Place) -> Vec<kvm_cpuid_entry2> {
-    let core_bits = place.core_bits();
-    let amd = supported.iter().any(|e| e.function == 0 && e.ecx == 0x444d_4163);
-    let mut entries: Vec<kvm_cpuid_entry2> = supported
-        .iter()
-        // The topology leaves are made below; performance monitoring is not offered.
-        .filter(|e| !matches!(e.function, 0xa | 0xb | 0x1f | 0x4000_0010))
-        .copied()
-        .collect();
-    for entry in &mut entries {
-        match entry.function {
-            0 => entry.eax = entry.eax.max(0xb),
-            1 => {
-                entry.ebx = entry.ebx & 0xffff | place.vcpus.min(255) << 16 | (place.id & 0xff) << 24;
-                entry.ecx = (entry.ecx | HYPERVISOR | X2APIC) & !(VMX | MONITOR);
-                entry.ecx = entry.ecx & !TSC_DEADLINE | if place.tsc_deadline { TSC_DEADLINE } else { 0 };
-                entry.edx = entry.edx & !HTT | if place.vcpus > 1 { HTT } else { 0 };
-            }
-            // Deterministic cache parameters: the last cache is the socket's, the others a core's.
-            4 | 0x8000_001d if entry.eax & 0x1f != 0 => {
-                let sharing = if entry.eax >> 5 & 7 >= 3 { (1 << core_bits) - 1 } else { 0 };
-                let cores = if entry.function == 4 { ((1u32 << core_bits) - 1).min(0x3f) } else { 0 };
-                entry.eax = entry.eax & 0x3fff | sharing << 14 | cores << 26;
-            }
-            0x4000_0000 => entry.eax = entry.eax.max(0x4000_0010),
-            0x4000_0001 => entry.eax &= KVM_FEATURES,
-            0x8000_0001 => {
-                entry.ecx = entry.ecx & !(SVM | CMP_LEGACY) | if amd && place.vcpus > 1 { CMP_LEGACY } else { 0 };
-            }
-            0x8000_0008 if amd => entry.ecx = (place.vcpus - 1).min(0xff) | core_bits << 12,
-            0x8000_001e => (entry.eax, entry.ebx, entry.ecx) = (place.id, place.id & 0xff, 0),
-            _ => {}
-        }
-    }
-    let mut leaf = |function, index, flags, [eax, ebx, ecx, edx]: [u32; 4]| {
-        entries.push(kvm_cpuid_entry2 { function, index, flags, eax, ebx, ecx, edx, padding: [0; 3] });
+/// What KVM_GET_SUPPORTED_CPUID answers, as plain data.
+pub(crate) fn from_kvm(supported: &CpuId) -> CpuidTable {
+    let entry = |e: &kvm_cpuid_entry2| CpuidEntry {
+        leaf: e.function,
+        subleaf: (e.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0).then_some(e.index),
+        result: CpuidResult { eax: e.eax, ebx: e.ebx, ecx: e.ecx, edx: e.edx },
     };
-    let indexed = KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
-    // Level types: 1 is thread, 2 is core.
-    leaf(0xb, 0, indexed, [0, 1, 1 << 8, place.id]);
-    leaf(0xb, 1, indexed, [core_bits, place.vcpus, 1 | 2 << 8, place.id]);
-    leaf(0xb, 2, indexed, [0, 0, 2, place.id]);
-    leaf(0x4000_0010, 0, 0, [place.tsc_khz, APIC_BUS_KHZ, 0, 0]);
-    entries
+    CpuidTable::new(supported.as_slice().iter().map(entry).collect())
+}
+
+/// The table of the vCPU at `place` for KVM_SET_CPUID2.
+///
+/// # Errors
+/// [`AccelError::State`] when it is longer than KVM takes, which no table of KVM's own is.
+pub(crate) fn to_kvm(supported: &CpuidTable, place: Place) -> Result<CpuId, AccelError> {
+    let adapted = cpuid::adapt(supported, place);
+    let entry = |e: &CpuidEntry| kvm_cpuid_entry2 {
+        function: e.leaf,
+        index: e.subleaf.unwrap_or(0),
+        flags: if e.subleaf.is_some() { KVM_CPUID_FLAG_SIGNIFCANT_INDEX } else { 0 },
+        eax: e.result.eax,
+        ebx: e.result.ebx,
+        ecx: e.result.ecx,
+        edx: e.result.edx,
+        padding: [0; 3],
+    };
+    let entries: Vec<_> = adapted.entries().iter().map(entry).collect();
+    CpuId::from_entries(&entries).map_err(|_| AccelError::State { what: "more CPUID leaves than KVM takes".to_owned() })
+}
+
+/// The paravirtual features of a VM: of the kernel's those that need nothing of the VMM, without those that need the kernel's own local APIC where that is not used. The 15-bit
+/// destinations are ours: the IOAPIC and [`crate::vm`] know them, where the interrupt controllers are split and KVM takes such `long_ids`.
+pub(crate) fn paravirtual_features(supported: &CpuidTable, irqchip: KernelIrqchip, long_ids: bool) -> u32 {
+    use paravirtual::{MSI_EXT_DEST_ID, PV_EOI, PV_SCHED_YIELD, PV_SEND_IPI, PV_UNHALT, UNASSISTED};
+    let offered = supported.get(KVM_FEATURES, 0).eax & UNASSISTED;
+    match irqchip {
+        KernelIrqchip::Split if long_ids => offered | MSI_EXT_DEST_ID,
+        KernelIrqchip::Split | KernelIrqchip::On => offered,
+        KernelIrqchip::Off => offered & !(PV_EOI | PV_UNHALT | PV_SEND_IPI | PV_SCHED_YIELD),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn entry(function: u32, eax: u32, ebx: u32, ecx: u32, edx: u32) -> kvm_cpuid_entry2 {
-        kvm_cpuid_entry2 { function, eax, ebx, ecx, edx, ..Default::default() }
-    }
-
-    fn answer(entries: &[kvm_cpuid_entry2], function: u32, index: u32) -> kvm_cpuid_entry2 {
-        *entries.iter().find(|e| e.function == function && e.index == index).unwrap()
-    }
-
-    const PLACE: Place = Place { vcpus: 3, id: 2, tsc_khz: 2_600_000, tsc_deadline: true };
-
-    #[test]
-    fn leaf_1_names_the_vcpu_and_the_hypervisor() {
-        let entries = adapt(&[entry(1, 0, 0x0700_0800, u32::MAX, u32::MAX)], PLACE);
-        let leaf = answer(&entries, 1, 0);
-        assert_eq!((leaf.ebx >> 24, leaf.ebx >> 16 & 0xff, leaf.ebx & 0xffff), (2, 3, 0x0800));
-        assert_ne!(leaf.ecx & HYPERVISOR, 0);
-        assert_eq!(leaf.ecx & VMX, 0);
+    fn supported() -> CpuidTable {
+        let entry =
+            |leaf, subleaf, eax| CpuidEntry { leaf, subleaf, result: CpuidResult { eax, ..Default::default() } };
+        CpuidTable::new(vec![entry(1, None, 7), entry(4, Some(0), 0x163), entry(KVM_FEATURES, None, u32::MAX)])
     }
 
     #[test]
-    fn a_kvm_without_the_deadline_timer_does_not_offer_it() {
-        let entries = adapt(&[entry(1, 0, 0, u32::MAX, 0)], Place { tsc_deadline: false, ..PLACE });
-        assert_eq!(answer(&entries, 1, 0).ecx & TSC_DEADLINE, 0);
-    }
-
-    #[test]
-    fn the_topology_leaves_are_the_machines() {
-        let entries = adapt(&[entry(0xb, 9, 9, 9, 9), entry(4, 0xffff_c163, 0, 0, 0)], PLACE);
-        assert_eq!(entries.iter().filter(|e| e.function == 0xb).count(), 3);
-        assert_eq!((answer(&entries, 0xb, 1).eax, answer(&entries, 0xb, 1).ebx), (2, 3));
-        assert_eq!(answer(&entries, 4, 0).eax >> 14 & 0xfff, 3, "all four APIC IDs may share the last cache");
+    fn a_table_survives_the_way_to_kvm_and_back() {
+        let place = Place { vcpus: 2, id: 1, tsc_khz: 1, x2apic: true, tsc_deadline: true, paravirtual: 1 };
+        let expected = cpuid::adapt(&supported(), place);
+        assert_eq!(from_kvm(&to_kvm(&supported(), place).unwrap()), expected);
     }
 
     #[test]
     fn features_that_need_the_vmm_are_not_offered() {
-        let entries = adapt(&[entry(0x4000_0000, 0x4000_0001, 0, 0, 0), entry(0x4000_0001, u32::MAX, 0, 0, 0)], PLACE);
-        assert_eq!(answer(&entries, 0x4000_0001, 0).eax & (1 << 4 | 1 << 10 | 1 << 14), 0, "asynchronous page faults");
-        assert_eq!(answer(&entries, 0x4000_0000, 0).eax, 0x4000_0010);
-        assert_eq!(answer(&entries, 0x4000_0010, 0).eax, 2_600_000);
+        for irqchip in [KernelIrqchip::Split, KernelIrqchip::On, KernelIrqchip::Off] {
+            let features = paravirtual_features(&supported(), irqchip, true);
+            assert_eq!(features & (1 << 4 | 1 << 10 | 1 << 14), 0, "asynchronous page faults");
+        }
+    }
+
+    #[test]
+    fn long_destinations_are_offered_where_they_arrive() {
+        let offered = |irqchip, long_ids| {
+            paravirtual_features(&supported(), irqchip, long_ids) & paravirtual::MSI_EXT_DEST_ID != 0
+        };
+        assert!(offered(KernelIrqchip::Split, true) && !offered(KernelIrqchip::Split, false));
+        assert!(!offered(KernelIrqchip::On, true), "the kernel's IOAPIC does not know them");
+    }
+
+    #[test]
+    fn without_the_kernels_local_apic_its_shortcuts_are_gone() {
+        let features = paravirtual_features(&supported(), KernelIrqchip::Off, false);
+        assert_eq!(features & (paravirtual::PV_EOI | paravirtual::PV_UNHALT | paravirtual::PV_SEND_IPI), 0);
+        assert_ne!(features & paravirtual::CLOCKSOURCE2, 0);
     }
 }

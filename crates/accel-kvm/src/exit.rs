@@ -7,8 +7,9 @@
 use std::sync::atomic::AtomicU8;
 
 use kvm_bindings::{
-    KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_EXIT_IOAPIC_EOI,
-    KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_UNKNOWN, kvm_run,
+    KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_IN,
+    KVM_EXIT_IOAPIC_EOI, KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SET_TPR, KVM_EXIT_SHUTDOWN,
+    KVM_EXIT_UNKNOWN, kvm_run,
 };
 use kvm_ioctls::VcpuFd;
 
@@ -21,7 +22,9 @@ pub(crate) enum Exit {
     Mmio { address: u64, len: usize, is_write: bool },
     /// The end of a level-triggered interrupt.
     IoApicEoi(u8),
-    /// Nothing to do: a signal, or the guest can take an interrupt now.
+    /// HLT, where the local APIC is not the kernel's.
+    Halt,
+    /// Nothing to do: a signal, or the guest can take an interrupt now, or lowered its task priority.
     Resume,
     /// A triple fault.
     Shutdown,
@@ -69,6 +72,18 @@ impl RunPage {
         unsafe { (*self.page).request_interrupt_window = wanted.into() };
     }
 
+    /// IA32_APIC_BASE and CR8 of a guest whose local APIC is not the kernel's, as they were when KVM_RUN returned.
+    pub(crate) fn apic_base_and_cr8(&self) -> (u64, u64) {
+        // SAFETY: as above.
+        unsafe { ((*self.page).apic_base, (*self.page).cr8) }
+    }
+
+    /// The task priority with which KVM_RUN enters a guest whose local APIC is not the kernel's.
+    pub(crate) fn set_cr8(&mut self, value: u64) {
+        // SAFETY: as above.
+        unsafe { (*self.page).cr8 = value };
+    }
+
     /// Why KVM_RUN returned.
     pub(crate) fn exit(&self) -> Exit {
         // SAFETY: the page is mapped, and the kernel writes it only within KVM_RUN.
@@ -97,7 +112,8 @@ impl RunPage {
             }
             // SAFETY: the exit reason names the union's member.
             KVM_EXIT_IOAPIC_EOI => Exit::IoApicEoi(unsafe { payload.eoi.vector }),
-            KVM_EXIT_INTR | KVM_EXIT_IRQ_WINDOW_OPEN => Exit::Resume,
+            KVM_EXIT_HLT => Exit::Halt,
+            KVM_EXIT_INTR | KVM_EXIT_IRQ_WINDOW_OPEN | KVM_EXIT_SET_TPR => Exit::Resume,
             KVM_EXIT_SHUTDOWN => Exit::Shutdown,
             // SAFETY: the exit reason names the union's member.
             KVM_EXIT_FAIL_ENTRY => Exit::FailEntry(unsafe { payload.fail_entry.hardware_entry_failure_reason }),

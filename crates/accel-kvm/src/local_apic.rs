@@ -34,25 +34,24 @@ fn page_of(registers: &[u32; 64]) -> kvm_lapic_state {
     lapic
 }
 
-/// Takes back the acknowledgement of `vector`: it is requested again instead of in service. A vector that is not in service is not the local APIC's.
-fn unacknowledge(registers: &mut [u32; 64], vector: u8) {
+/// Takes back the acknowledgement of `vector`: it is requested again instead of in service. A vector that is not in service is not the local APIC's: that one is returned.
+pub(crate) fn unacknowledge(registers: &mut [u32; 64], vector: u8) -> Option<u8> {
     let (word, bit) = (usize::from(vector / 32), 1 << (vector % 32));
-    if registers[register::ISR + word] & bit != 0 {
-        registers[register::ISR + word] &= !bit;
-        registers[register::IRR + word] |= bit;
+    if registers[register::ISR + word] & bit == 0 {
+        return Some(vector);
     }
+    registers[register::ISR + word] &= !bit;
+    registers[register::IRR + word] |= bit;
+    None
 }
 
-/// Reads the local APIC; `acknowledged` is a vector that the processor has taken and not begun to handle.
-pub(crate) fn save(fd: &VcpuFd, acknowledged: Option<u8>) -> Result<LocalApicState, AccelError> {
-    let mut registers = registers_of(&fd.get_lapic().map_err(host("KVM_GET_LAPIC"))?);
-    if let Some(vector) = acknowledged {
-        unacknowledge(&mut registers, vector);
-    }
+/// Reads the kernel's local APIC.
+pub(crate) fn save(fd: &VcpuFd) -> Result<LocalApicState, AccelError> {
+    let registers = registers_of(&fd.get_lapic().map_err(host("KVM_GET_LAPIC"))?);
     Ok(LocalApicState { registers, tsc_deadline: read_msr(fd, msr::IA32_TSC_DEADLINE)?.unwrap_or(0) })
 }
 
-/// Loads the local APIC. IA32_APIC_BASE and the time stamp counter are loaded before.
+/// Loads the kernel's local APIC. IA32_APIC_BASE and the time stamp counter are loaded before.
 pub(crate) fn load(fd: &VcpuFd, state: &LocalApicState) -> Result<(), AccelError> {
     let mut registers = state.registers;
     // DEVNOTE: for KVM a one-shot count of zero is one that ends now, so that its interrupt would come a second time. Without an initial count there is
@@ -78,14 +77,14 @@ mod tests {
     fn an_acknowledged_interrupt_is_requested_again() {
         let mut registers = [0; 64];
         registers[register::ISR + 2] = 1 << 17;
-        unacknowledge(&mut registers, 0x51);
+        assert_eq!(unacknowledge(&mut registers, 0x51), None);
         assert_eq!((registers[register::ISR + 2], registers[register::IRR + 2]), (0, 1 << 17));
     }
 
     #[test]
     fn an_interrupt_of_the_pic_is_not_put_into_the_local_apic() {
         let mut registers = [0; 64];
-        unacknowledge(&mut registers, 0x51);
+        assert_eq!(unacknowledge(&mut registers, 0x51), Some(0x51));
         assert_eq!(registers, [0; 64]);
     }
 }

@@ -10,7 +10,8 @@
 use std::io;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, Once, PoisonError};
+use std::time::Duration;
 
 use accel::AccelError;
 
@@ -56,6 +57,9 @@ pub(crate) struct Mailbox {
     apic_reset: AtomicBool,
     /// Held while a signal is sent, so that the thread cannot end in between.
     runner: Mutex<Option<Runner>>,
+    /// Something came since the vCPU last slept. Only a vCPU whose local APIC is ours sleeps outside KVM_RUN.
+    noted: Mutex<bool>,
+    changed: Condvar,
 }
 
 impl Mailbox {
@@ -63,8 +67,14 @@ impl Mailbox {
         self.runner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes KVM_RUN return, now or at its next start in the same run.
-    fn interrupt(&self) {
+    fn noted(&self) -> MutexGuard<'_, bool> {
+        self.noted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// There is something for the vCPU: ends its sleep, and makes KVM_RUN return, now or at its next start in the same run.
+    pub(crate) fn note(&self) {
+        *self.noted() = true;
+        self.changed.notify_one();
         let runner = self.runner();
         let Some(Runner { thread, immediate_exit }) = &*runner else { return };
         // SAFETY: a registered runner's byte is mapped: `RunGuard` takes it out before the vCPU can be dropped.
@@ -77,10 +87,22 @@ impl Mailbox {
         }
     }
 
+    /// Sleeps until there is something for the vCPU, which may have come before, or for so long; whether there is.
+    pub(crate) fn sleep(&self, most: Option<Duration>) -> bool {
+        let noted = self.noted();
+        let mut noted = match most {
+            Some(most) => {
+                self.changed.wait_timeout_while(noted, most, |noted| !*noted).unwrap_or_else(PoisonError::into_inner).0
+            }
+            None => self.changed.wait_while(noted, |noted| !*noted).unwrap_or_else(PoisonError::into_inner),
+        };
+        std::mem::take(&mut *noted)
+    }
+
     /// Asks the vCPU's run to end.
     pub(crate) fn kick(&self) {
         self.kicked.store(true, Ordering::SeqCst);
-        self.interrupt();
+        self.note();
     }
 
     pub(crate) fn kicked(&self) -> bool {
@@ -95,7 +117,7 @@ impl Mailbox {
     /// The PIC's wire has this level.
     pub(crate) fn set_pic_intr(&self, level: bool) {
         if self.pic_intr.swap(level, Ordering::SeqCst) != level && level {
-            self.interrupt();
+            self.note();
         }
     }
 

@@ -54,7 +54,7 @@ pub(crate) fn reason(exit: &Exit) -> Option<String> {
             "triple fault: an exception could not be delivered, nor the double fault that followed".to_owned()
         }
         Exit::Unexpected(number) => format!("KVM exit {number}, which this program has not enabled"),
-        Exit::Port { .. } | Exit::Mmio { .. } | Exit::IoApicEoi(_) | Exit::Resume => return None,
+        Exit::Port { .. } | Exit::Mmio { .. } | Exit::IoApicEoi(_) | Exit::Halt | Exit::Resume => return None,
     })
 }
 
@@ -147,6 +147,27 @@ mod tests {
     #[test]
     fn an_exit_that_nobody_enabled_has_its_number() {
         assert_eq!(reason(&Exit::Unexpected(31)).unwrap(), "KVM exit 31, which this program has not enabled");
+    }
+
+    #[test]
+    fn every_suberror_has_its_own_words() {
+        let text = |suberror| reason(&Exit::InternalError { suberror, data: [0xab, 0, 0, 0] }).unwrap();
+        for (suberror, words) in [
+            (2, "suberror 2 (simultaneous exceptions), data [ab, 0, 0, 0]: an exception arose"),
+            (3, "suberror 3 (failure while an event was delivered)"),
+            (4, "suberror 4 (unexpected exit of the processor)"),
+            (99, "suberror 99 (unknown suberror)"),
+        ] {
+            assert!(text(suberror).contains(words), "{}", text(suberror));
+        }
+    }
+
+    #[test]
+    fn a_refused_entry_has_the_hardwares_reason_and_what_it_means() {
+        let text = reason(&Exit::FailEntry(0x8000_0021)).unwrap();
+        assert!(text.contains("hardware reason 0x80000021") && text.contains("does not support this state"), "{text}");
+        let text = reason(&Exit::UnknownHardware(0x33)).unwrap();
+        assert!(text.contains("0x33"), "{text}");
     }
 
     #[test]

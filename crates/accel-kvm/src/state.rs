@@ -1,8 +1,7 @@
 //! Between KVM's structures and the plain-data [`CpuState`].
 //!
-//! An exception or interrupt that KVM has begun to deliver and not finished has no place in a `CpuState`. A fault happens again when its instruction
-//! does; an interrupt of the local APIC goes back there, as if it had not been acknowledged ([`crate::local_apic`]); [`crate::vcpu`] completes I/O before it
-//! returns. What is lost is an interrupt of the PIC that was acknowledged and whose delivery itself left the guest.
+//! What KVM has begun to deliver and not finished: a fault happens again when its instruction does; an interrupt of the local APIC goes back there, as if it had not
+//! been acknowledged ([`crate::local_apic`]); one of the PIC's, which cannot go back, is [`CpuState::acknowledged_interrupt`]. [`crate::vcpu`] completes I/O before it returns.
 
 #![expect(unsafe_code, reason = "KVM_SET_XSAVE reads as many bytes as the host's processor has state")]
 
@@ -14,7 +13,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VcpuFd;
 use tracing::debug;
-use x86::{Activity, CpuState, DescriptorTable, InterruptShadow, Segment, XSAVE_SIZE, msr};
+use x86::{Activity, CpuState, DescriptorTable, InterruptShadow, LocalApicState, Segment, XSAVE_SIZE, msr};
 
 use crate::{host, local_apic};
 
@@ -87,7 +86,8 @@ fn segment_from(s: &kvm_segment) -> Segment {
     }
 }
 
-fn segment_to(s: &Segment) -> kvm_segment {
+/// A segment as KVM has it.
+pub(crate) fn segment_to(s: &Segment) -> kvm_segment {
     let bit = |at: u16| (s.attributes >> at & 1) as u8;
     kvm_segment {
         base: s.base,
@@ -207,12 +207,31 @@ fn activity_from(mp_state: u32) -> Activity {
 pub(crate) struct Features {
     /// KVM_CAP_XCRS: the guest has XCR0.
     pub(crate) xcrs: bool,
+    /// The local APIC is the kernel's, and so is what a vCPU does between runs. Otherwise their owner fills in both.
+    pub(crate) kernel_apic: bool,
     /// The MSRs of [`saved_msrs`] that the host's KVM has.
     pub(crate) msrs: Vec<u32>,
 }
 
-/// Reads the whole state, but for a shutdown, which KVM does not remember.
-pub(crate) fn save(fd: &VcpuFd, features: &Features) -> Result<CpuState, AccelError> {
+/// Gives the processor an interrupt that the PIC's acknowledge cycle named, which it can take now.
+///
+/// DEVNOTE: KVM_INTERRUPT is the obvious call. With the kernel's local APIC it leaves the vector where no call can read it until the next entry, and a kick before that would lose it; as an
+/// event under way it is seen by KVM_GET_VCPU_EVENTS, and a halted vCPU has to be woken by hand.
+pub(crate) fn queue_interrupt(fd: &VcpuFd, vector: u8) -> Result<(), AccelError> {
+    let mut events = fd.get_vcpu_events().map_err(host("KVM_GET_VCPU_EVENTS"))?;
+    (events.interrupt.injected, events.interrupt.nr, events.interrupt.soft) = (1, vector, 0);
+    // What has a flag stays as it is: an NMI may have come meanwhile.
+    events.flags = 0;
+    fd.set_vcpu_events(&events).map_err(host("KVM_SET_VCPU_EVENTS"))?;
+    let mp_state = fd.get_mp_state().map_err(host("KVM_GET_MP_STATE"))?.mp_state;
+    if mp_state == KVM_MP_STATE_HALTED {
+        fd.set_mp_state(kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE }).map_err(host("KVM_SET_MP_STATE"))?;
+    }
+    Ok(())
+}
+
+/// Reads the whole state, but for a shutdown, which KVM does not remember. `apic` is the local APIC that is not the kernel's.
+pub(crate) fn save(fd: &VcpuFd, features: &Features, apic: Option<LocalApicState>) -> Result<CpuState, AccelError> {
     let mut state = CpuState::reset(true);
     let regs = fd.get_regs().map_err(host("KVM_GET_REGS"))?;
     let sregs = fd.get_sregs().map_err(host("KVM_GET_SREGS"))?;
@@ -238,15 +257,23 @@ pub(crate) fn save(fd: &VcpuFd, features: &Features) -> Result<CpuState, AccelEr
         shadow if shadow & KVM_X86_SHADOW_INT_STI != 0 => InterruptShadow::Sti,
         _ => InterruptShadow::None,
     };
-    let acknowledged = (events.interrupt.injected != 0 && events.interrupt.soft == 0).then_some(events.interrupt.nr);
-    state.local_apic = Some(Box::new(local_apic::save(fd, acknowledged)?));
+    let mut apic = match apic {
+        Some(apic) => apic,
+        None => local_apic::save(fd)?,
+    };
+    if events.interrupt.injected != 0 && events.interrupt.soft == 0 {
+        state.acknowledged_interrupt = local_apic::unacknowledge(&mut apic.registers, events.interrupt.nr);
+    }
+    state.local_apic = Some(Box::new(apic));
     state.nmi_blocked = events.nmi.masked != 0;
     state.nmi_pending = events.nmi.pending != 0 || events.nmi.injected != 0;
-    state.activity = activity_from(fd.get_mp_state().map_err(host("KVM_GET_MP_STATE"))?.mp_state);
+    if features.kernel_apic {
+        state.activity = activity_from(fd.get_mp_state().map_err(host("KVM_GET_MP_STATE"))?.mp_state);
+    }
     Ok(state)
 }
 
-/// Loads the whole state. Events that were being delivered are forgotten.
+/// Loads the whole state. Other events that were being delivered are forgotten.
 pub(crate) fn load(fd: &VcpuFd, features: &Features, state: &CpuState) -> Result<(), AccelError> {
     if state.xsave.len() != XSAVE_SIZE {
         return Err(AccelError::State { what: "the XSAVE image has the wrong size".to_owned() });
@@ -265,7 +292,9 @@ pub(crate) fn load(fd: &VcpuFd, features: &Features, state: &CpuState) -> Result
     fd.set_debug_regs(&debug).map_err(host("KVM_SET_DEBUGREGS"))?;
     write_msrs(fd, &state.msrs)?;
     write_msrs(fd, &[(msr::IA32_TSC, state.tsc)])?;
-    if let Some(saved) = &state.local_apic {
+    if let Some(saved) = &state.local_apic
+        && features.kernel_apic
+    {
         local_apic::load(fd, saved)?;
     }
     let mut events =
@@ -275,10 +304,19 @@ pub(crate) fn load(fd: &VcpuFd, features: &Features, state: &CpuState) -> Result
         InterruptShadow::Sti => KVM_X86_SHADOW_INT_STI as u8,
         InterruptShadow::MovSs => KVM_X86_SHADOW_INT_MOV_SS as u8,
     };
+    if let Some(vector) = state.acknowledged_interrupt {
+        (events.interrupt.injected, events.interrupt.nr) = (1, vector);
+    }
     events.nmi.masked = state.nmi_blocked.into();
     events.nmi.pending = state.nmi_pending.into();
     fd.set_vcpu_events(&events).map_err(host("KVM_SET_VCPU_EVENTS"))?;
+    if !features.kernel_apic {
+        // KVM knows no other activity than running, then.
+        return Ok(());
+    }
     let mp_state = match state.activity {
+        // An interrupt that was acknowledged ends HLT.
+        Activity::Halted if state.acknowledged_interrupt.is_some() => KVM_MP_STATE_RUNNABLE,
         // A processor that shut down is kept from running by its owner.
         Activity::Running | Activity::Shutdown => KVM_MP_STATE_RUNNABLE,
         Activity::Halted => KVM_MP_STATE_HALTED,

@@ -1,68 +1,141 @@
-//! The conformance guests on KVM.
+//! The conformance guests on KVM, with each choice of interrupt controllers.
 
 use std::time::Duration;
 
 use accel::conformance;
 use accel_soft::SoftAccelerator;
 
-use crate::KvmAccelerator;
+use crate::{KernelIrqchip, KvmAccelerator};
+
+const EVERY_IRQCHIP: [KernelIrqchip; 3] = [KernelIrqchip::Split, KernelIrqchip::On, KernelIrqchip::Off];
 
 /// KVM, or `None` with a printed reason where `/dev/kvm` cannot be opened. A KVM that lacks something fails the test.
-fn kvm() -> Option<KvmAccelerator> {
+fn kvm(irqchip: KernelIrqchip) -> Option<KvmAccelerator> {
     if let Err(error) = std::fs::File::options().read(true).write(true).open("/dev/kvm") {
         println!("skipped: /dev/kvm cannot be opened: {error}");
         return None;
     }
-    Some(KvmAccelerator::open().unwrap())
+    Some(KvmAccelerator::open(irqchip).unwrap())
 }
 
-/// The guests that a KVM without VMX or SVM beneath cannot run, each with the reason: it emulates every instruction in the kernel, whose emulator lacks some.
-fn not_emulated() -> &'static [(&'static str, &'static str)] {
+/// A guest that is left out, with the reason.
+type Skipped = (&'static str, &'static str);
+
+/// Whether the processor has VMX or SVM. A KVM without it emulates every instruction in the kernel, whose emulator lacks some.
+fn has_virtualization() -> bool {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
-    if flags.split_ascii_whitespace().any(|flag| matches!(flag, "vmx" | "svm")) {
-        return &[];
+    flags.split_ascii_whitespace().any(|flag| matches!(flag, "vmx" | "svm"))
+}
+
+/// The guests that cannot run with these interrupt controllers here.
+fn skipped(irqchip: KernelIrqchip) -> Vec<Skipped> {
+    const STAYS: &str = "the end of a message's interrupt does not leave the kernel's controllers";
+    const NO_X2APIC: &str = "KVM has no x2APIC mode without a local APIC of its own";
+    const EARLY: &str =
+        "such a KVM was seen to report the end of a level-triggered interrupt at its delivery, before the guest's EOI";
+    let mut all: Vec<Skipped> = match irqchip {
+        KernelIrqchip::Split => Vec::new(),
+        KernelIrqchip::On => vec![
+            (
+                "the PIC's interrupt",
+                "that PIC is the board's and names any vector; the kernel's own has guests of its own",
+            ),
+            ("a level interrupt's EOI is broadcast", STAYS),
+            ("a level interrupt comes again until its wire is low", STAYS),
+        ],
+        KernelIrqchip::Off => vec![
+            ("x2APIC self-IPI", NO_X2APIC),
+            ("CPUID names the hypervisor and the processor", NO_X2APIC),
+            ("APIC timer, TSC deadline", "KVM has no such timer without a local APIC of its own"),
+        ],
+    };
+    if !has_virtualization() {
+        all.push(("breakpoint", "the kernel's emulator has no INT3 in 64-bit mode"));
+        if irqchip == KernelIrqchip::Split {
+            all.push(("a level interrupt comes again until its wire is low", EARLY));
+        }
+        if irqchip != KernelIrqchip::Off {
+            all.push(("an IOAPIC's level pin has its remote IRR until the end of interrupt", EARLY));
+        }
     }
-    &[
-        ("breakpoint", "the kernel's emulator has no INT3 in 64-bit mode"),
-        (
-            "a level interrupt comes again until its wire is low",
-            "such a KVM was seen to report the end of a level-triggered interrupt at its delivery, before the guest's EOI, so that it comes once too often",
-        ),
-        (
-            "an IOAPIC's level pin has its remote IRR until the end of interrupt",
-            "for the same reason the remote IRR is gone before the handler looks at it",
-        ),
-    ]
+    all
 }
 
 #[test]
 fn every_conformance_guest_passes() {
-    if let Some(kvm) = kvm() {
-        conformance::check_all(&kvm, not_emulated());
+    for irqchip in EVERY_IRQCHIP {
+        let Some(kvm) = kvm(irqchip) else { return };
+        println!("{irqchip:?}");
+        conformance::check_all(&kvm, &skipped(irqchip));
     }
 }
 
 #[test]
 fn every_conformance_guest_ends_in_the_same_state_as_on_the_software_cpu() {
-    if let Some(kvm) = kvm() {
-        conformance::check_equal(&kvm, &SoftAccelerator::default(), not_emulated());
+    for irqchip in EVERY_IRQCHIP {
+        let Some(kvm) = kvm(irqchip) else { return };
+        println!("{irqchip:?}");
+        conformance::check_equal(&kvm, &SoftAccelerator::default(), &skipped(irqchip));
     }
 }
 
 #[test]
 fn a_kick_ends_a_run_soon_whether_the_vcpu_spins_or_sleeps() {
-    let Some(kvm) = kvm() else { return };
-    for asleep in [false, true] {
-        let longest = conformance::kick_latency(&kvm, asleep, 30).unwrap();
-        println!("asleep {asleep}: {longest:?} at most");
-        assert!(longest < Duration::from_secs(2), "asleep {asleep}: {longest:?}");
+    for irqchip in EVERY_IRQCHIP {
+        let Some(kvm) = kvm(irqchip) else { return };
+        for asleep in [false, true] {
+            let longest = conformance::kick_latency(&kvm, asleep, 30).unwrap();
+            println!("{irqchip:?}, asleep {asleep}: {longest:?} at most");
+            assert!(longest < Duration::from_secs(2), "{irqchip:?}, asleep {asleep}: {longest:?}");
+        }
     }
 }
 
 #[test]
 fn a_running_guest_moves_to_the_software_cpu_and_back() {
-    let Some(kvm) = kvm() else { return };
-    conformance::relay::check([&kvm, &SoftAccelerator::default(), &kvm]).unwrap();
-    conformance::relay::check([&SoftAccelerator::default(), &kvm, &SoftAccelerator::default()]).unwrap();
+    for irqchip in EVERY_IRQCHIP {
+        let Some(kvm) = kvm(irqchip) else { return };
+        conformance::relay::check([&kvm, &SoftAccelerator::default(), &kvm]).unwrap();
+        conformance::relay::check([&SoftAccelerator::default(), &kvm, &SoftAccelerator::default()]).unwrap();
+    }
+}
+
+#[test]
+fn a_running_guest_moves_between_the_choices_of_interrupt_controllers() {
+    let [Some(split), Some(on), Some(off)] = EVERY_IRQCHIP.map(kvm) else { return };
+    conformance::relay::check([&split, &on, &off]).unwrap();
+    conformance::relay::check([&off, &split, &on]).unwrap();
+}
+
+#[test]
+fn an_interrupt_of_the_pic_that_is_being_delivered_moves_with_the_processor() {
+    let (Some(split), Some(off)) = (kvm(KernelIrqchip::Split), kvm(KernelIrqchip::Off)) else { return };
+    let soft = SoftAccelerator::default();
+    for from in [&split, &off] {
+        for to in [&soft as &dyn accel::Accelerator, &split, &off] {
+            let moved = conformance::relay::check_acknowledged(from, to).unwrap();
+            assert_eq!(moved, [Some(0x33); 2], "the moment was missed");
+        }
+    }
+    conformance::relay::check_acknowledged(&soft, &split).unwrap();
+}
+
+#[test]
+fn the_last_of_300_processors_is_started_and_interrupted() {
+    let Some(kvm) = kvm(KernelIrqchip::Split) else { return };
+    if accel::Accelerator::max_vcpus(&kvm) < 300 {
+        println!("skipped: this KVM has at most {} vCPUs", accel::Accelerator::max_vcpus(&kvm));
+        return;
+    }
+    conformance::many::check(&kvm).unwrap();
+}
+
+#[test]
+fn a_store_that_has_an_event_signals_it_and_leaves_the_board_alone() {
+    for irqchip in EVERY_IRQCHIP {
+        let Some(kvm) = kvm(irqchip) else { return };
+        assert_eq!(conformance::doorbell(&kvm).unwrap(), Some(2), "{irqchip:?}");
+    }
+    assert_eq!(conformance::doorbell(&SoftAccelerator::default()).unwrap(), None);
 }

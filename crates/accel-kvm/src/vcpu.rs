@@ -1,31 +1,27 @@
-//! One vCPU: the loop around KVM_RUN, the injection of the PIC's interrupts, and its state.
+//! One vCPU: the loop around KVM_RUN, the injection of interrupts that are not the kernel's, and its state.
 //!
-//! HLT, start-up IPIs and the local APIC are the kernel's. An interrupt of the PIC is: the wire rises, the vCPU leaves KVM_RUN, and as soon as KVM says
-//! that the guest can take an interrupt (`ready_for_interrupt_injection`, or an exit that `request_interrupt_window` asks for), the vector is fetched and given to KVM_INTERRUPT.
+//! Where the local APIC is the kernel's, HLT and start-up IPIs are too. An interrupt of the board's PIC is not: the wire rises, the vCPU leaves KVM_RUN, and as soon as KVM says that the guest can take an interrupt
+//! (`ready_for_interrupt_injection`, or an exit that `request_interrupt_window` asks for), the vector is fetched and queued. Where the local APIC is ours, all of this happens here and in
+//! [`crate::own_apic`].
 
-#![expect(
-    unsafe_code,
-    reason = "KVM_INTERRUPT has no wrapper in kvm-ioctls, and another thread must reach the page that is shared with the kernel"
-)]
+#![expect(unsafe_code, reason = "another thread must reach the page that is shared with the kernel")]
 
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use accel::{AccelError, CpuIo, Kicker, Vcpu, VcpuExit};
-use kvm_bindings::{kvm_interrupt, kvm_lapic_state};
+use kvm_bindings::kvm_lapic_state;
 use kvm_ioctls::VcpuFd;
-use tracing::{debug, info};
+use tracing::{debug, warn};
 use x86::{Activity, CpuState};
 
 use crate::exit::{Exit, RunPage};
 use crate::mailbox::Mailbox;
+use crate::own_apic::{Next, OwnApic};
 use crate::state::{self, Features};
 use crate::vm::VmShared;
 use crate::{host, report};
 
-/// `_IOW(KVMIO, 0x86, struct kvm_interrupt)`.
-const KVM_INTERRUPT: libc::c_ulong = 0x4004_ae86;
 /// Largest port access: a dword.
 const LARGEST_PORT_ACCESS: usize = 4;
 
@@ -48,8 +44,10 @@ pub(crate) struct KvmVcpu {
     page: RunPage,
     mailbox: Arc<Mailbox>,
     features: Features,
-    /// The local APIC and the MSRs after RESET.
-    first_lapic: kvm_lapic_state,
+    /// The local APIC, where it is not the kernel's.
+    own_apic: Option<OwnApic>,
+    /// The kernel's local APIC and the MSRs after RESET.
+    first_lapic: Option<kvm_lapic_state>,
     first_msrs: Vec<(u32, u64)>,
     /// A triple fault: only a new state helps.
     shut_down: bool,
@@ -63,6 +61,7 @@ impl KvmVcpu {
         mut fd: VcpuFd,
         xcrs: bool,
         page_size: usize,
+        signature: u32,
     ) -> Result<Self, AccelError> {
         let page = RunPage::new(&mut fd, page_size);
         let mut first_msrs = Vec::new();
@@ -71,12 +70,19 @@ impl KvmVcpu {
                 first_msrs.push((number, value));
             }
         }
-        let features = Features { xcrs, msrs: first_msrs.iter().map(|&(number, _)| number).collect() };
-        let first_lapic = fd.get_lapic().map_err(host("KVM_GET_LAPIC"))?;
+        let own_apic = shared.userspace_apics().is_some().then(|| OwnApic::new(&shared, id, signature));
+        let kernel_apic = own_apic.is_none();
+        let msrs = first_msrs.iter().map(|&(number, _)| number).collect();
+        let features = Features { xcrs, kernel_apic, msrs };
+        let first_lapic = match kernel_apic {
+            true => Some(fd.get_lapic().map_err(host("KVM_GET_LAPIC"))?),
+            false => None,
+        };
         let mailbox = Arc::clone(&shared.mailboxes[id as usize]);
         let counters = Counters::default();
+        let shut_down = false;
         let mut vcpu =
-            Self { shared, id, fd, page, mailbox, features, first_lapic, first_msrs, shut_down: false, counters };
+            Self { shared, id, fd, page, mailbox, features, own_apic, first_lapic, first_msrs, shut_down, counters };
         vcpu.set_state(&CpuState::reset(id == 0))?;
         Ok(vcpu)
     }
@@ -89,13 +95,15 @@ impl KvmVcpu {
 
     /// Resets the local APIC, if [`accel::Vm::reset`] asked for it.
     fn reset_apic_if_asked(&self) -> Result<(), AccelError> {
-        if self.mailbox.take_apic_reset() {
+        if self.mailbox.take_apic_reset()
+            && let Some(first) = &self.first_lapic
+        {
             // IA32_APIC_BASE first: in x2APIC mode the registers have another layout.
             let mut sregs = self.fd.get_sregs().map_err(host("KVM_GET_SREGS"))?;
             sregs.apic_base = CpuState::reset(self.id == 0).apic_base;
             sregs.cr8 = 0;
             self.fd.set_sregs(&sregs).map_err(host("KVM_SET_SREGS"))?;
-            self.fd.set_lapic(&self.first_lapic).map_err(host("KVM_SET_LAPIC"))?;
+            self.fd.set_lapic(first).map_err(host("KVM_SET_LAPIC"))?;
         }
         Ok(())
     }
@@ -106,21 +114,34 @@ impl KvmVcpu {
             && self.page.ready_for_interrupt()
             && let Some(vector) = io.ack_pic()
         {
-            let interrupt = kvm_interrupt { irq: vector.into() };
-            // SAFETY: the request takes a pointer to a `kvm_interrupt`, which the call only reads.
-            let result = unsafe { libc::ioctl(self.fd.as_raw_fd(), KVM_INTERRUPT, &raw const interrupt) };
-            if result != 0 {
-                return Err(AccelError::Host { what: "KVM_INTERRUPT", source: std::io::Error::last_os_error() });
-            }
+            state::queue_interrupt(&self.fd, vector)?;
             self.counters.external_interrupts += 1;
         }
         self.page.request_interrupt_window(self.mailbox.pic_intr());
         Ok(())
     }
 
+    /// What is to be done before KVM_RUN; whether it is to be called at all.
+    fn prepare(&mut self, io: &dyn CpuIo) -> Result<Next, AccelError> {
+        match &mut self.own_apic {
+            Some(apic) => apic.prepare(&self.fd, &mut self.page, &self.features, io),
+            None => {
+                if self.id == 0 && self.shared.injects_for_pic() {
+                    self.offer_external_interrupt(io)?;
+                }
+                Ok(Next::Run)
+            }
+        }
+    }
+
     /// Serves one exit; `Some` if the run ends with it.
     fn serve(&mut self, io: &dyn CpuIo) -> Result<Option<VcpuExit>, AccelError> {
         let exit = self.page.exit();
+        if let Some(apic) = &mut self.own_apic
+            && apic.serve(&exit, &mut self.page, io)
+        {
+            return Ok(None);
+        }
         match exit {
             Exit::Port { port, size, count, offset, is_read } => {
                 for at in (0..count).map(|n| offset.saturating_add(n * size)) {
@@ -142,10 +163,10 @@ impl KvmVcpu {
                 self.counters.eois += 1;
                 io.eoi(vector);
             }
-            Exit::Resume => {}
+            Exit::Halt | Exit::Resume => {}
             Exit::Shutdown => {
                 let (_, processor) = report::processor(&self.fd, &self.shared.memory);
-                info!(vcpu = self.id, "{}{processor}", report::reason(&exit).unwrap_or_default());
+                warn!(vcpu = self.id, "{}{processor}", report::reason(&exit).unwrap_or_default());
                 self.shut_down = true;
                 return Ok(Some(VcpuExit::TripleFault));
             }
@@ -190,12 +211,16 @@ impl KvmVcpu {
             if leave {
                 // KVM_RUN only completes what is half done: the state is then between two instructions.
                 immediate_exit.store(1, Ordering::SeqCst);
-            } else if self.id == 0 {
-                self.offer_external_interrupt(io)?;
+            } else if self.prepare(io)? == Next::Again {
+                continue;
             }
             self.counters.runs += 1;
             // The exit is read from the page; only the borrow is dropped here.
-            match self.fd.run().map(drop) {
+            let result = self.fd.run().map(drop);
+            if let Some(apic) = &mut self.own_apic {
+                apic.note_registers(&self.page);
+            }
+            match result {
                 Ok(()) => {
                     if let Some(end) = self.serve(io)? {
                         return Ok(end);
@@ -221,7 +246,10 @@ impl KvmVcpu {
 
 impl Vcpu for KvmVcpu {
     fn state(&self) -> Result<CpuState, AccelError> {
-        let mut state = state::save(&self.fd, &self.features)?;
+        let mut state = state::save(&self.fd, &self.features, self.own_apic.as_ref().map(OwnApic::save))?;
+        if let Some(apic) = &self.own_apic {
+            apic.complete(&mut state);
+        }
         if self.shut_down {
             state.activity = Activity::Shutdown;
         }
@@ -231,6 +259,9 @@ impl Vcpu for KvmVcpu {
     fn set_state(&mut self, state: &CpuState) -> Result<(), AccelError> {
         self.reset_apic_if_asked()?;
         state::load(&self.fd, &self.features, state)?;
+        if let Some(apic) = &mut self.own_apic {
+            apic.load(state)?;
+        }
         self.shut_down = state.activity == Activity::Shutdown;
         Ok(())
     }

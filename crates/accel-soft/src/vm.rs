@@ -1,12 +1,13 @@
 //! One VM: its vCPUs' local APICs and the delivery of interrupt messages among them.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, MutexGuard};
 
+use accel::cpuid::{self, Place, paravirtual};
 use accel::{AccelError, Vcpu, Vm, VmConfig};
-use chipset::lapic::{DeliveryMode, InterruptMessage, Lapic, LapicConfig, TimerDeadline, TriggerMode};
+use chipset::lapic::{DeliveryMode, InterruptMessage, Lapic, LapicConfig, LocalApics, TimerDeadline, TriggerMode};
 use guest_memory::GuestMemory;
-use soft_cpu::cpuid::{self, HostFacts};
+use soft_cpu::cpuid::HostFacts;
 use soft_cpu::mmu::PHYSICAL_BITS;
 use soft_cpu::smp::{CpuGroup, attention};
 use x86::cpuid::CpuidTable;
@@ -17,9 +18,12 @@ use crate::sampler::{self, Times};
 use crate::sleeper::Sleeper;
 use crate::vcpu::SoftVcpu;
 
+/// Of KVM's features those that this backend has: kvmclock with both sets of MSRs and a stable counter, and ports that are never slow.
+const PARAVIRTUAL: u32 =
+    paravirtual::CLOCKSOURCE | paravirtual::NOP_IO_DELAY | paravirtual::CLOCKSOURCE2 | paravirtual::CLOCKSOURCE_STABLE;
+
 /// What a vCPU shares with the rest of the machine.
 pub(crate) struct VcpuShared {
-    lapic: Mutex<Lapic>,
     pub(crate) sleeper: Sleeper,
     taken: AtomicBool,
     /// The guest's TSC minus the VM's clock, in ticks.
@@ -34,53 +38,60 @@ pub(crate) struct VcpuShared {
 pub(crate) struct VmShared {
     pub(crate) group: CpuGroup,
     pub(crate) vcpus: Vec<VcpuShared>,
+    lapics: LocalApics,
     pub(crate) memory: GuestMemory,
     pub(crate) clock: VmClock,
     /// The kvmclock wall-clock MSR.
     pub(crate) wall_clock_msr: AtomicU64,
     /// Cores of the host: where vCPUs outnumber them, PAUSE yields.
     pub(crate) host_cores: usize,
-    /// Where the search for the lowest priority starts, so that equals share the load.
-    next_lowest: AtomicU32,
     pub(crate) accelerator: SoftAccelerator,
 }
 
 impl VmShared {
     fn new(config: &VmConfig, accelerator: SoftAccelerator) -> Self {
-        let host = HostFacts::probe();
+        let offered = soft_cpu::cpuid::offered(&HostFacts::probe(), TSC_KHZ);
+        let place = Place {
+            vcpus: config.vcpus,
+            id: 0,
+            tsc_khz: TSC_KHZ as u32,
+            x2apic: true,
+            tsc_deadline: true,
+            paravirtual: PARAVIRTUAL,
+        };
         let host_cores = std::thread::available_parallelism().map_or(1, usize::from);
         let vcpus = (0..config.vcpus)
             .map(|id| VcpuShared {
-                lapic: Mutex::new(Lapic::new(LapicConfig {
-                    id,
-                    bsp: id == 0,
-                    x2apic: true,
-                    physical_address_bits: PHYSICAL_BITS as u8,
-                })),
                 // The event loop needs a core as well.
                 sleeper: Sleeper::new(host_cores > config.vcpus as usize),
                 taken: AtomicBool::new(false),
                 tsc_offset: AtomicU64::new(0),
                 system_time_msr: AtomicU64::new(0),
-                cpuid: cpuid::table(&host, config.vcpus, id, TSC_KHZ),
+                cpuid: cpuid::adapt(&offered, Place { id, ..place }),
                 times: Times::default(),
             })
             .collect();
+        let lapics = (0..config.vcpus).map(|id| LapicConfig {
+            id,
+            bsp: id == 0,
+            x2apic: true,
+            physical_address_bits: PHYSICAL_BITS as u8,
+        });
         Self {
             group: CpuGroup::new(config.vcpus as usize),
             vcpus,
+            lapics: LocalApics::new(lapics),
             memory: config.memory.clone(),
             clock: if accelerator.debugging.lockstep { VmClock::counting() } else { VmClock::start() },
             wall_clock_msr: AtomicU64::new(0),
             host_cores,
-            next_lowest: AtomicU32::new(0),
             accelerator,
         }
     }
 
     /// vCPU `id`'s local APIC. Never held while another lock is taken.
     pub(crate) fn lapic(&self, id: usize) -> MutexGuard<'_, Lapic> {
-        self.vcpus[id].lapic.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lapics.lock(id)
     }
 
     /// Sets attention bits of vCPU `id` and wakes it.
@@ -124,34 +135,7 @@ impl VmShared {
 
     /// Delivers a message to every local APIC that it addresses; `sender` is the vCPU that sent it, if one did.
     pub(crate) fn deliver(&self, message: InterruptMessage, sender: Option<usize>) {
-        if message.delivery == DeliveryMode::LowestPriority {
-            return self.deliver_lowest(message, sender);
-        }
-        for id in 0..self.vcpus.len() {
-            let mut lapic = self.lapic(id);
-            if lapic.matches_destination(message.destination, sender == Some(id)) {
-                lapic.accept(message.delivery, message.vector, message.trigger);
-                self.notify_pending(id, &lapic);
-            }
-        }
-    }
-
-    fn deliver_lowest(&self, message: InterruptMessage, sender: Option<usize>) {
-        let count = self.vcpus.len();
-        let start = self.next_lowest.fetch_add(1, Ordering::Relaxed) as usize;
-        let lowest = (0..count)
-            .map(|i| start.wrapping_add(i) % count)
-            .filter_map(|id| {
-                let lapic = self.lapic(id);
-                let addressed = lapic.matches_destination(message.destination, sender == Some(id));
-                (addressed && lapic.accepts_vectors()).then(|| (lapic.processor_priority(), id))
-            })
-            .min_by_key(|&(priority, _)| priority);
-        if let Some((_, id)) = lowest {
-            let mut lapic = self.lapic(id);
-            lapic.accept(DeliveryMode::Fixed, message.vector, message.trigger);
-            self.notify_pending(id, &lapic);
-        }
+        self.lapics.deliver(message, sender, |id, lapic| self.notify_pending(id, lapic));
     }
 }
 

@@ -8,12 +8,14 @@
 
 #[cfg(feature = "conformance")]
 pub mod conformance;
+pub mod cpuid;
 mod error;
 
 use std::sync::Arc;
 
 pub use error::AccelError;
 use guest_memory::GuestMemory;
+use vmm_sys_util::eventfd::EventFd;
 use x86::CpuState;
 
 /// How many vCPUs, and what they are told about the board.
@@ -57,7 +59,52 @@ pub trait Vm: Send + Sync {
     /// Sends an NMI to the bootstrap processor, as the board's NMI button would.
     fn inject_nmi(&self);
 
+    /// An event that a vCPU's store of the dword `value` to guest-physical `address` signals instead of calling [`CpuIo::mmio_write`], so that the vCPU goes on while another
+    /// thread serves it. `None` where the backend has nothing faster than the call.
+    fn ioeventfd(&self, address: u64, value: u32) -> Option<EventFd> {
+        let _ = (address, value);
+        None
+    }
+
+    /// The interrupt controllers that the backend has in the board's place; `None` where PIC, IOAPICs and PIT are the board's.
+    fn irqchip(&self) -> Option<Arc<dyn Irqchip>> {
+        None
+    }
+
     /// Puts every local APIC back to its state after RESET. No vCPU may be running.
+    fn reset(&self);
+}
+
+/// An input of one of [`Irqchip`]'s controllers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pin {
+    /// Of the pair of i8259, 0 to 15.
+    Pic(u8),
+    /// Of the IOAPIC, 0 to 23.
+    IoApic(u8),
+}
+
+/// Interrupt controllers that belong to the backend, with their registers where a PC has them: two i8259, one IOAPIC, and an i8254 if it is asked for.
+pub trait Irqchip: Send + Sync {
+    /// Wires each interrupt of the board's to the inputs that it drives, before a vCPU runs. A PIT of the backend's drives interrupt 0.
+    ///
+    /// # Errors
+    /// [`AccelError`] when the host refuses.
+    fn connect(&self, wires: &[(u32, Pin)]) -> Result<(), AccelError>;
+
+    /// Adds the i8254.
+    ///
+    /// # Errors
+    /// [`AccelError`] when the host has none.
+    fn add_pit(&self) -> Result<(), AccelError>;
+
+    /// The board's interrupt `gsi` now has this level.
+    fn set_gsi(&self, gsi: u32, level: bool);
+
+    /// Whether some pin of the IOAPIC is unmasked, not counting one that passes the PIC on.
+    fn has_open_pin(&self) -> bool;
+
+    /// RESET. No vCPU may be running.
     fn reset(&self);
 }
 

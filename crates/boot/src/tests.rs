@@ -336,7 +336,7 @@ fn a_zstd_payload_whose_segments_are_in_each_others_way_is_refused() {
 fn ram_is_moved_over_itself_in_either_direction() {
     let bench = Bench::new(Vec::new());
     let ram = Ram::new(&bench.memory, &bench.e820);
-    let content: Vec<u8> = (0..700_000u32).map(|at| (at / 3 ^ at >> 9) as u8).collect();
+    let content: Vec<u8> = (0..700_000u32).map(|at| ((at / 3) ^ (at >> 9)) as u8).collect();
     for (from, to) in [(0x20_0000, 0x20_1003), (0x20_1003, 0x20_0000), (0x20_0000, 0x60_0000), (0x20_0000, 0x20_0000)] {
         ram.write(from, &content).unwrap();
         ram.shift(from..from + content.len() as u64, to).unwrap();

@@ -21,7 +21,7 @@ pub(crate) fn run(arguments: &CommandLine, output: &mut impl Write) -> Result<An
     match &arguments.command {
         Command::Describe(arguments) => describe::run(arguments, json, output),
         Command::Verify(arguments) => verify::run(arguments, json, output),
-        Command::Pcr(arguments) => pcr::run(arguments, output),
+        Command::Pcr(arguments) => pcr::run(arguments, json, output),
         Command::Sign(arguments) => sign::run(arguments, json, output),
         Command::Extract(arguments) => extract::run(arguments, json, output),
         Command::Build(arguments) => build::run(arguments, json, output),

@@ -14,12 +14,13 @@ pub(crate) fn error(verb: &'static str, path: &Path) -> impl Fn(io::Error) -> Er
     move |source| Error::File { verb, path: path.clone(), source }
 }
 
-pub(crate) fn open(path: &Path) -> Result<Shown, Error> {
+/// Opens a file to read. How far it was read is told, unless the answer is JSON.
+pub(crate) fn open(path: &Path, json: bool) -> Result<Shown, Error> {
     let file = File::open(path).map_err(error("open", path))?;
     if file.metadata().map_err(error("open", path))?.is_dir() {
         return Err(error("read", path)(io::ErrorKind::IsADirectory.into()));
     }
-    Shown::new(file, path).map_err(error("open", path))
+    Shown::new(file, path, json).map_err(error("open", path))
 }
 
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>, Error> {
@@ -38,18 +39,26 @@ pub(crate) struct Output {
     path: PathBuf,
 }
 
+/// A file without a name, beside the one that will be written: where that has room, this has it too.
+pub(crate) fn nameless(beside: &Path) -> Result<File, Error> {
+    tempfile::tempfile_in(directory_of(beside)).map_err(error("create", beside))
+}
+
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
+}
+
 impl Output {
     pub(crate) fn create(path: &Path) -> Result<Self, Error> {
-        let directory = match path.parent() {
-            Some(parent) if parent != Path::new("") => parent,
-            _ => Path::new("."),
-        };
         // A temporary file is the user's alone by default; an image is nobody's secret.
         let everyone = std::os::unix::fs::PermissionsExt::from_mode(0o644);
         let file = tempfile::Builder::new()
             .prefix(".eif-")
             .permissions(everyone)
-            .tempfile_in(directory)
+            .tempfile_in(directory_of(path))
             .map_err(error("create", path))?;
         Ok(Self { file, path: path.to_owned() })
     }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::error::Error;
 use crate::header::Header;
 use crate::layout::{Section, Verdict};
-use crate::measure::{Measurements, Measurer};
+use crate::measure::{Measured, Measurements, Measurer};
 use crate::metadata::Metadata;
 use crate::signature::SigningEntry;
 use crate::stream::{Contents, LargeParts};
@@ -15,6 +15,20 @@ use crate::warning::Warning;
 /// An image that has passed every check, taken apart.
 ///
 /// The parts are the machine's to take; [`measurements`](Self::measurements) does not depend on them any more.
+///
+/// ```
+/// # let file = eif::Writer::new(b"a bzImage".to_vec(), "console=ttyS0").ramdisk(vec![1, 2]).ramdisk(vec![3]).to_vec()?;
+/// let mut image = eif::BootImage::read(std::io::Cursor::new(file))?;
+/// assert_eq!((image.initrd.as_slice(), image.ramdisks.len()), (&[1, 2, 3][..], 2));
+///
+/// // An initrd of the user's is measured, words of the user's are not.
+/// let before = image.measurements();
+/// image.append_ramdisk(&b"a cpio archive"[..])?;
+/// assert_ne!(image.measurements().pcr0, before.pcr0);
+/// assert_eq!(image.append_cmdline("quiet"), Some(eif::Warning::CmdlineNotMeasured));
+/// assert_eq!(image.cmdline, "console=ttyS0 quiet");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct BootImage {
     /// The image's header.
@@ -90,7 +104,7 @@ impl BootImage {
         let start = self.initrd.len();
         let size = initrd.read_to_end(&mut self.initrd).inspect_err(|_| self.initrd.truncate(start))?;
         self.measurer.begin_ramdisk();
-        self.measurer.update_ramdisk(self.initrd.get(start..).unwrap_or_default());
+        self.measurer.update(Measured::Ramdisk, self.initrd.get(start..).unwrap_or_default());
         self.ramdisks.push(start..self.initrd.len());
         Ok(size)
     }

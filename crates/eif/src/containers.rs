@@ -1,5 +1,6 @@
 //! Container images as files: an OCI image layout (image-spec 1.1), as a directory or in a tar archive, or what `docker save` and
-//! `podman save` write. No daemon, no registry, and nothing is unpacked on the host: the layers become a [`Tree`] in memory.
+//! `podman save` write. No daemon, no registry, and nothing is unpacked on the host: the layers become a [`Tree`], and what is in
+//! the files goes into a [`Spool`].
 //!
 //! Every blob is held against its digest. Only with the feature `ramdisks`. Deliberately missing: pulling, signatures of
 //! container images, encrypted layers, schema 1 manifests, and extended attributes, for which a ramdisk has no room.
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use thiserror::Error;
 
+pub use crate::contents::Spool;
 pub use layers::LayerError;
 pub use manifest::Platform;
 
@@ -184,6 +186,19 @@ pub struct Overrides {
 }
 
 /// A container image, unpacked and ready for a ramdisk.
+///
+/// ```no_run
+/// use eif::containers::{Container, Overrides, Spool, Wanted};
+/// use eif::ramdisks;
+///
+/// // What `docker save app -o app.tar` wrote. Its files stay on disk until they are written into the image.
+/// let spool = Spool::in_file(tempfile::tempfile()?);
+/// let container = Container::read("app.tar".as_ref(), &Wanted::default(), &Overrides::default(), spool)?;
+/// let Container { tree, command, environment, .. } = container;
+/// let mut ramdisk = std::fs::File::create("app.cpio")?;
+/// ramdisks::application_ramdisk(&mut ramdisk, &tree, &command, &environment, 0)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Container {
     /// The files.
@@ -199,8 +214,8 @@ pub struct Container {
 }
 
 impl Container {
-    /// Reads an image from a directory or an archive.
-    pub fn read(path: &Path, wanted: &Wanted, overrides: &Overrides) -> Result<Self, ContainerError> {
+    /// Reads an image from a directory or an archive. What is in its files is kept in the spool.
+    pub fn read(path: &Path, wanted: &Wanted, overrides: &Overrides, spool: Spool) -> Result<Self, ContainerError> {
         let store = Store::open(path)?;
         let Image { config_name, config, config_digest, layers, names } = manifest::choose(&store, wanted)?;
         let Config { os, architecture, created, author, config: run, rootfs } = config;
@@ -211,7 +226,7 @@ impl Container {
         if found != wanted.platform.to_string() {
             return Err(ContainerError::Platform { found, expected: wanted.platform });
         }
-        let mut unpacked = Layers::new(wanted.limit);
+        let mut unpacked = Layers::new(wanted.limit, spool);
         for (number, (layer, diff_id)) in (1..).zip(layers.iter().zip(&rootfs.diff_ids)) {
             let name = layer.name.clone();
             let checked = store.open_part(layer)?;
@@ -274,7 +289,10 @@ fn in_directory(tree: &Tree, directory: &str, mut command: Vec<String>, remarks:
 fn has_shell(tree: &Tree) -> bool {
     // `/bin` is a link to `usr/bin` in many images.
     let bin = match tree.0.get(&b"bin"[..]) {
-        Some(node) if node.is(SYMLINK) => node.data.strip_prefix(b"/").unwrap_or(&node.data).to_vec(),
+        Some(node) if node.is(SYMLINK) => {
+            let target = node.data.in_memory();
+            target.strip_prefix(b"/").unwrap_or(target).to_vec()
+        }
         _ => b"bin".to_vec(),
     };
     tree.0.contains_key(&[&bin[..], b"/sh"].concat())

@@ -225,6 +225,25 @@ pub(crate) struct Attributes {
 }
 
 /// Writes one archive. Entries get inode numbers in order, owner root and one time.
+///
+/// ```
+/// use eif::cpio;
+///
+/// let mut writer = cpio::Writer::new(Vec::new(), 0);
+/// writer.directory("etc")?;
+/// writer.file("etc/motd", 0o644, b"hello")?;
+/// let archive = writer.finish()?;
+///
+/// let mut found = Vec::new();
+/// cpio::read_ramdisk(&archive[..], |entry, data| {
+///     let mut text = String::new();
+///     data.read_to_string(&mut text)?;
+///     found.push((entry.name, entry.mode, text));
+///     Ok(())
+/// })?;
+/// assert_eq!(found[1], (b"etc/motd".to_vec(), 0o100_644, "hello".to_owned()));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Writer<W> {
     output: W,
@@ -264,42 +283,50 @@ impl<W: Write> Writer<W> {
         device: (u32, u32),
         data: &[u8],
     ) -> io::Result<()> {
-        self.attributed_entry(path, Attributes { mode, owner, device }, data)
+        self.start_entry(path, Attributes { mode, owner, device }, data.len() as u64, 1)?;
+        self.write(data)?;
+        self.end_entry()
     }
 
-    /// Adds an entry with these attributes.
-    pub(crate) fn attributed_entry(&mut self, path: &[u8], attributes: Attributes, data: &[u8]) -> io::Result<()> {
-        let links = if attributes.mode & 0o170_000 == 0o040_000 { 2 } else { 1 };
-        self.linked_entry(path, attributes, data, links).map(|_| ())
-    }
-
-    /// Adds a file that has so many names, and returns its inode number, for the others.
-    pub(crate) fn linked_entry(
+    /// Starts an entry with these attributes and so much [data](Self::data), and returns its inode number, for its other names if
+    /// it is a file that has several.
+    pub(crate) fn start_entry(
         &mut self,
         path: &[u8],
         attributes: Attributes,
-        data: &[u8],
-        links: u32,
+        size: u64,
+        names: u32,
     ) -> io::Result<u32> {
         self.entries += 1;
-        self.write_entry(path, attributes, data, (self.entries, links))?;
+        let links = if attributes.mode & 0o170_000 == 0o040_000 { 2 } else { names };
+        self.write_header(path, attributes, size, (self.entries, links))?;
         Ok(self.entries)
+    }
+
+    /// Where the data of the entry that was started goes.
+    pub(crate) fn data(&mut self) -> Data<'_, W> {
+        Data(self)
+    }
+
+    /// Ends the entry that was started.
+    pub(crate) fn end_entry(&mut self) -> io::Result<()> {
+        self.pad(4)
     }
 
     /// Adds another name of a file that was added; the kernel makes it a hard link.
     pub(crate) fn link(&mut self, path: &[u8], attributes: Attributes, inode: u32, links: u32) -> io::Result<()> {
-        self.write_entry(path, attributes, &[], (inode, links))
+        self.write_header(path, attributes, 0, (inode, links))
     }
 
-    fn write_entry(
+    fn write_header(
         &mut self,
         path: &[u8],
         Attributes { mode, owner: (uid, gid), device: (major, minor) }: Attributes,
-        data: &[u8],
+        size: u64,
         (inode, links): (u32, u32),
     ) -> io::Result<()> {
         let too_large = |_| io::Error::other(format!("{} is too large for a cpio archive", path.escape_ascii()));
-        let size = u32::try_from(data.len()).map_err(too_large)?;
+        let size = u32::try_from(size).map_err(too_large)?;
         let name_size = u32::try_from(path.len() + 1).map_err(too_large)?;
         let mtime = if path == TRAILER { 0 } else { self.mtime };
         // Inode, mode, owner, group, links, time, size, device (2), the device it is (2), name's size, checksum.
@@ -311,8 +338,6 @@ impl<W: Write> Writer<W> {
         self.write(header.as_bytes())?;
         self.write(path)?;
         self.write(&[0])?;
-        self.pad(4)?;
-        self.write(data)?;
         self.pad(4)
     }
 
@@ -333,6 +358,20 @@ impl<W: Write> Writer<W> {
     fn pad(&mut self, alignment: usize) -> io::Result<()> {
         let missing = self.written.next_multiple_of(alignment) - self.written;
         self.write(&[0; BLOCK][..missing])
+    }
+}
+
+/// The data of an entry on its way out.
+pub(crate) struct Data<'a, W>(&'a mut Writer<W>);
+
+impl<W: Write> Write for Data<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

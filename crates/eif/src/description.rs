@@ -12,6 +12,17 @@ use crate::stream::{Contents, LargeParts};
 use crate::warning::Warning;
 
 /// What an image is, without its large parts.
+///
+/// ```
+/// // An image for aarch64 can be described and measured, and will not boot.
+/// let image = eif::Writer::new(b"an Image".to_vec(), "console=ttyAMA0").ramdisk(vec![1]).flags(eif::FLAG_AARCH64);
+/// let described = eif::Description::read(std::io::Cursor::new(image.to_vec()?))?;
+/// assert_eq!(described.measurements, image.measurements());
+/// assert_eq!(described.crc, described.header.crc);
+/// let refusals: Vec<String> = described.refusals.iter().map(ToString::to_string).collect();
+/// assert_eq!(refusals, ["the image is for aarch64 (flags 0x0001 at offset 0x6), expected x86_64"]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Description {
     /// The image's header.

@@ -59,6 +59,24 @@ pub struct Difference {
 }
 
 /// Compares two images, given with their descriptions. What differs of them is read twice.
+///
+/// ```
+/// use std::io::Cursor;
+///
+/// let image = |text: &[u8]| -> Result<Cursor<Vec<u8>>, Box<dyn std::error::Error>> {
+///     let mut ramdisk = eif::cpio::Writer::new(Vec::new(), 0);
+///     ramdisk.file("motd", 0o644, text)?;
+///     Ok(Cursor::new(eif::Writer::new(b"a bzImage".to_vec(), "").ramdisk(ramdisk.finish()?).to_vec()?))
+/// };
+/// let (mut a, mut b) = (image(b"hello")?, image(b"goodbye")?);
+/// let descriptions = [eif::Description::read(&mut a)?, eif::Description::read(&mut b)?];
+/// let comparison = eif::diff::compare(&descriptions, a, b)?;
+/// assert!(!comparison.same_measurements);
+/// let [difference] = comparison.differences.as_slice() else { panic!("one file differs") };
+/// assert_eq!((difference.file.as_deref(), difference.what), (Some("motd"), "content"));
+/// assert_eq!(difference.measured_into, ["PCR0", "PCR1"]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn compare<A: Read + Seek, B: Read + Seek>(
     descriptions: &[Description; 2],
     mut first: A,

@@ -8,12 +8,13 @@
 //!   which the machine would refuse.
 //!
 //! Both go over the file once, from anything that is `Read + Seek`, and allocate nothing that the file's real size does
-//! not bear out. The checksum and the measurements are taken while the bytes pass by. [`Writer`] makes images.
+//! not bear out. The checksum and the measurements are taken while the bytes pass by. [`Builder`] makes images, of whatever size, and
+//! [`Writer`] those whose parts are in memory.
 //!
 //! [`resign`] replaces a signature, [`judge`] says what other readers make of an image. With the feature `signing`, the module
 //! `signing` makes and verifies signatures, and `nitro_cli` has the objects that AWS's command prints. Without it, a signature
 //! section is kept as bytes, and its certificate is measured. With the feature `ramdisks`, `cpio` reads and writes archives,
-//! `ramdisks` makes those of an image, of a directory or of what `containers` reads, and `diff` says why two images measure
+//! `ramdisks` makes those of an image, of a directory or of what `containers` reads without holding them in memory, and `diff` says why two images measure
 //! differently.
 //!
 //! ```
@@ -32,10 +33,13 @@
 #![deny(unsafe_code)]
 
 mod boot_image;
+mod builder;
 #[cfg(feature = "ramdisks")]
 mod compression;
 #[cfg(feature = "ramdisks")]
 pub mod containers;
+#[cfg(feature = "ramdisks")]
+mod contents;
 #[cfg(feature = "ramdisks")]
 pub mod cpio;
 mod description;
@@ -49,6 +53,7 @@ mod measure;
 mod metadata;
 #[cfg(feature = "signing")]
 pub mod nitro_cli;
+mod output;
 mod pem;
 #[cfg(feature = "ramdisks")]
 pub mod ramdisks;
@@ -65,6 +70,7 @@ mod warning;
 mod writer;
 
 pub use boot_image::BootImage;
+pub use builder::{Builder, Unsigned};
 pub use description::Description;
 pub use error::Error;
 pub use header::{

@@ -2,8 +2,10 @@
 
 use std::io::{self, Read};
 
-use crate::sha384::Sha384;
 use serde::{Serialize, Serializer};
+
+use crate::header::SectionKind;
+use crate::sha384::Sha384;
 
 /// A SHA-384 digest, the value of one PCR.
 pub type Digest = [u8; 48];
@@ -14,6 +16,13 @@ pub fn extend(old: &Digest, data: &[u8]) -> Digest {
 }
 
 /// The PCR of a whole file, as `nitro-cli pcr --input` has it: the file's digest, extended into 48 zero bytes.
+///
+/// ```
+/// // PCR2 of an image with one ramdisk is that of an empty file.
+/// let image = eif::Writer::new(b"a bzImage".to_vec(), "").ramdisk(vec![1]);
+/// assert_eq!(image.measurements().pcr2, eif::pcr_of(&b""[..])?);
+/// # Ok::<(), std::io::Error>(())
+/// ```
 pub fn pcr_of(mut file: impl Read) -> io::Result<Digest> {
     let mut hasher = Sha384::default();
     let mut buffer = vec![0; 128 << 10];
@@ -62,42 +71,109 @@ fn as_hex_if_some<S: Serializer>(digest: &Option<Digest>, serializer: S) -> Resu
     }
 }
 
-/// Takes the measurements in one go.
-///
-/// PCR0 and PCR1 are the same digest until the second ramdisk, so up to there it is computed once.
+/// Takes the measurements: two digests that have nothing to do with one another, so that each may have a thread of its own.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Measurer {
-    image: Sha384,
-    /// PCR1's own state, from the second ramdisk on.
-    bootstrap: Option<Sha384>,
-    application: Sha384,
-    ramdisks: usize,
+    image: ImageDigest,
+    application: ApplicationDigest,
     certificate: Option<Digest>,
 }
 
-impl Measurer {
-    /// Takes the next bytes of a kernel or a command line.
-    pub(crate) fn update(&mut self, bytes: &[u8]) {
-        match &mut self.bootstrap {
-            None => self.image.update(bytes),
-            Some(bootstrap) => self.image.update_both(bootstrap, bytes),
+/// What a section's bytes are measured as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Measured {
+    /// A kernel or a command line.
+    Boot,
+    /// A ramdisk.
+    Ramdisk,
+}
+
+impl Measured {
+    /// What the data of a section is measured as; nothing if it is not.
+    pub(crate) fn of(kind: SectionKind) -> Option<Self> {
+        match kind {
+            SectionKind::Kernel | SectionKind::Cmdline => Some(Self::Boot),
+            SectionKind::Ramdisk => Some(Self::Ramdisk),
+            _ => None,
         }
+    }
+}
+
+/// A digest of some of an image's bytes.
+pub(crate) trait Part {
+    /// Starts the next ramdisk.
+    fn begin_ramdisk(&mut self);
+
+    /// Takes the next bytes, or leaves them.
+    fn update(&mut self, measured: Measured, bytes: &[u8]);
+}
+
+/// What PCR0 and PCR1 are made of. They are the same digest until the second ramdisk, so up to there it is computed once.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ImageDigest {
+    all: Sha384,
+    /// PCR1's own state, from the second ramdisk on.
+    bootstrap: Option<Sha384>,
+    ramdisks: usize,
+}
+
+impl Part for ImageDigest {
+    fn begin_ramdisk(&mut self) {
+        self.ramdisks += 1;
+        if self.ramdisks == 2 {
+            self.bootstrap = Some(self.all.clone());
+        }
+    }
+
+    fn update(&mut self, measured: Measured, bytes: &[u8]) {
+        self.all.update(bytes);
+        // A kernel or a command line behind the ramdisks, which no builder writes.
+        if let (Measured::Boot, Some(bootstrap)) = (measured, &mut self.bootstrap) {
+            bootstrap.update(bytes);
+        }
+    }
+}
+
+/// What PCR2 is made of: the ramdisks after the first.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ApplicationDigest {
+    digest: Sha384,
+    ramdisks: usize,
+}
+
+impl Part for ApplicationDigest {
+    fn begin_ramdisk(&mut self) {
+        self.ramdisks += 1;
+    }
+
+    fn update(&mut self, measured: Measured, bytes: &[u8]) {
+        if measured == Measured::Ramdisk && self.ramdisks > 1 {
+            self.digest.update(bytes);
+        }
+    }
+}
+
+impl Measurer {
+    /// Both digests, for whoever goes on with them apart.
+    pub(crate) fn parts(&self) -> (ImageDigest, ApplicationDigest) {
+        (self.image.clone(), self.application.clone())
+    }
+
+    /// The measurer whose digests were taken apart from one another.
+    pub(crate) fn of(image: ImageDigest, application: ApplicationDigest) -> Self {
+        Self { image, application, certificate: None }
+    }
+
+    /// Takes the next bytes.
+    pub(crate) fn update(&mut self, measured: Measured, bytes: &[u8]) {
+        self.image.update(measured, bytes);
+        self.application.update(measured, bytes);
     }
 
     /// Starts the next ramdisk.
     pub(crate) fn begin_ramdisk(&mut self) {
-        self.ramdisks += 1;
-        if self.ramdisks == 2 {
-            self.bootstrap = Some(self.image.clone());
-        }
-    }
-
-    /// Takes the next bytes of the ramdisk that was begun last.
-    pub(crate) fn update_ramdisk(&mut self, bytes: &[u8]) {
-        match self.ramdisks {
-            0..=1 => self.image.update(bytes),
-            _ => self.image.update_both(&mut self.application, bytes),
-        }
+        self.image.begin_ramdisk();
+        self.application.begin_ramdisk();
     }
 
     /// Takes the signing certificate, DER.
@@ -109,9 +185,9 @@ impl Measurer {
     pub(crate) fn measurements(&self) -> Measurements {
         let pcr = |hasher: &Sha384| extend(&[0; 48], &hasher.clone().finish());
         Measurements {
-            pcr0: pcr(&self.image),
-            pcr1: pcr(self.bootstrap.as_ref().unwrap_or(&self.image)),
-            pcr2: pcr(&self.application),
+            pcr0: pcr(&self.image.all),
+            pcr1: pcr(self.image.bootstrap.as_ref().unwrap_or(&self.image.all)),
+            pcr2: pcr(&self.application.digest),
             pcr8: self.certificate.map(|digest| extend(&[0; 48], &digest)),
         }
     }
@@ -129,10 +205,10 @@ mod tests {
     #[test]
     fn one_ramdisk_leaves_pcr2_the_digest_of_nothing() {
         let mut measurer = Measurer::default();
-        measurer.update(b"kernel");
-        measurer.update(b"cmdline");
+        measurer.update(Measured::Boot, b"kernel");
+        measurer.update(Measured::Boot, b"cmdline");
         measurer.begin_ramdisk();
-        measurer.update_ramdisk(b"boot");
+        measurer.update(Measured::Ramdisk, b"boot");
         let measured = measurer.measurements();
         assert_eq!(measured.pcr0, pcr(&[b"kernel", b"cmdline", b"boot"]));
         assert_eq!(measured.pcr1, measured.pcr0);
@@ -143,13 +219,13 @@ mod tests {
     #[test]
     fn later_ramdisks_go_into_pcr0_and_pcr2_only() {
         let mut measurer = Measurer::default();
-        measurer.update(b"kernel");
+        measurer.update(Measured::Boot, b"kernel");
         for ramdisk in [b"1", b"2", b"3"] {
             measurer.begin_ramdisk();
-            measurer.update_ramdisk(ramdisk);
+            measurer.update(Measured::Ramdisk, ramdisk);
         }
         // A command line behind the ramdisks is measured where it stands.
-        measurer.update(b"cmdline");
+        measurer.update(Measured::Boot, b"cmdline");
         let measured = measurer.measurements();
         assert_eq!(measured.pcr0, pcr(&[b"kernel", b"123", b"cmdline"]));
         assert_eq!(measured.pcr1, pcr(&[b"kernel", b"1", b"cmdline"]));

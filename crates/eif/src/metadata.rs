@@ -7,6 +7,15 @@ use serde::{Deserialize, Serialize};
 pub(crate) const MAX_PARSED_SIZE: usize = 1 << 20;
 
 /// What the image is and who built it.
+///
+/// ```
+/// let mut metadata = eif::Metadata::new("demo", "1.0");
+/// metadata.build_metadata.build_time = eif::rfc3339(1_700_000_000);
+/// metadata.custom_metadata = serde_json::json!({ "commit": "1234abcd" });
+/// let json: serde_json::Value = serde_json::from_slice(&metadata.to_json())?;
+/// assert_eq!(json["BuildMetadata"]["BuildTime"], "2023-11-14T22:13:20+00:00");
+/// # Ok::<(), serde_json::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Metadata {

@@ -42,6 +42,14 @@ impl From<Measurements> for BuildInfo {
 }
 
 /// What `nitro-cli describe-eif` prints.
+///
+/// ```
+/// # let image = eif::Writer::new(b"a bzImage".to_vec(), "").ramdisk(vec![1]).to_vec()?;
+/// let described = eif::Description::read(std::io::Cursor::new(image))?;
+/// let json = serde_json::to_value(eif::nitro_cli::DescribeEif::new(&described))?;
+/// assert_eq!((&json["EifVersion"], &json["IsSigned"], &json["CheckCRC"]), (&4.into(), &false.into(), &true.into()));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct DescribeEif {

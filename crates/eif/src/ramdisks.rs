@@ -3,7 +3,7 @@
 //!
 //! Equal files give equal bytes wherever they lie: entries are sorted by name and have one time, and so on, see [`Tree`].
 
-use std::io;
+use std::io::{self, Write};
 use std::path::PathBuf;
 
 use thiserror::Error;
@@ -25,6 +25,12 @@ pub enum RamdiskError {
         #[source]
         source: io::Error,
     },
+    /// A file of the tree is not what it was when the tree was read.
+    #[error("{} changed while the ramdisk was made", path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+    },
     /// A file of the tree is a device, a socket or a pipe.
     #[error("{} is neither a file, a directory nor a symbolic link", path.display())]
     Special {
@@ -42,9 +48,14 @@ pub enum RamdiskError {
     Write(#[from] io::Error),
 }
 
-/// The first ramdisk: init, and kernel modules (name and bytes) with the order in which they are to be loaded. The time of every
+/// Writes the first ramdisk: init, and kernel modules (name and bytes) with the order in which they are to be loaded. The time of every
 /// entry is in seconds since 1970.
-pub fn boot_ramdisk(init: Vec<u8>, modules: Vec<(String, Vec<u8>)>, mtime: u32) -> Result<Vec<u8>, RamdiskError> {
+pub fn boot_ramdisk(
+    output: &mut dyn Write,
+    init: Vec<u8>,
+    modules: Vec<(String, Vec<u8>)>,
+    mtime: u32,
+) -> Result<(), RamdiskError> {
     let mut tree = Tree::default();
     tree.add_directory("dev");
     tree.add_file("init", 0o755, init);
@@ -55,17 +66,34 @@ pub fn boot_ramdisk(init: Vec<u8>, modules: Vec<(String, Vec<u8>)>, mtime: u32) 
     for (name, bytes) in modules {
         tree.add_file(&name, 0o755, bytes);
     }
-    tree.pack(mtime)
+    tree.pack(output, mtime)
 }
 
-/// The second ramdisk: the application's files below `rootfs`, and its command and environment, one word a line, as AWS's init
-/// reads them.
+/// Writes the second ramdisk: the application's files below `rootfs`, and its command and environment, one word a line, as AWS's
+/// init reads them. What is in the files is read as it is written.
+///
+/// ```
+/// use eif::ramdisks::{self, RamdiskError, Tree};
+///
+/// # let directory = tempfile::tempdir()?;
+/// # std::fs::write(directory.path().join("app"), "a program")?;
+/// let tree = Tree::read(directory.path())?;
+/// let metadata = eif::Metadata::new("app", "1.0").to_json();
+/// let image = eif::Builder::start(std::io::Cursor::new(Vec::new()), 0, &b"a bzImage"[..], "console=ttyS0", &metadata)?
+///     .ramdisk_with(|output| ramdisks::boot_ramdisk(output, b"an init".to_vec(), Vec::new(), 0))?
+///     .ramdisk_with(|output| ramdisks::application_ramdisk(output, &tree, &["/app".to_owned()], &[], 0))?
+///     .measure();
+/// let bytes = image.finish(None)?.into_inner();
+/// # assert_eq!(eif::BootImage::read(std::io::Cursor::new(bytes))?.ramdisks.len(), 2);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn application_ramdisk(
+    output: &mut dyn Write,
     tree: &Tree,
     command: &[String],
     environment: &[String],
     mtime: u32,
-) -> Result<Vec<u8>, RamdiskError> {
+) -> Result<(), RamdiskError> {
     let mut whole = Tree::default();
     whole.add_directory("rootfs");
     for (path, node) in &tree.0 {
@@ -76,7 +104,7 @@ pub fn application_ramdisk(
     }
     whole.add_file("cmd", 0o644, lines(command.iter().cloned())?);
     whole.add_file("env", 0o644, lines(environment.iter().cloned())?);
-    whole.pack(mtime)
+    whole.pack(output, mtime)
 }
 
 fn lines(words: impl Iterator<Item = String>) -> Result<Vec<u8>, RamdiskError> {
@@ -98,6 +126,12 @@ mod tests {
 
     use super::*;
 
+    fn application(tree: &Tree) -> Vec<u8> {
+        let mut ramdisk = Vec::new();
+        application_ramdisk(&mut ramdisk, tree, &["/bin".to_owned()], &[], 5).unwrap();
+        ramdisk
+    }
+
     fn names(ramdisk: &[u8]) -> Vec<(String, u32)> {
         let mut found = Vec::new();
         crate::cpio::read_ramdisk(ramdisk, |entry, _| {
@@ -110,7 +144,8 @@ mod tests {
 
     #[test]
     fn the_boot_ramdisk_has_the_shape_of_nitro_clis() {
-        let ramdisk = boot_ramdisk(b"init".to_vec(), vec![("nsm.ko".to_owned(), b"module".to_vec())], 0).unwrap();
+        let (mut ramdisk, modules) = (Vec::new(), vec![("nsm.ko".to_owned(), b"module".to_vec())]);
+        boot_ramdisk(&mut ramdisk, b"init".to_vec(), modules, 0).unwrap();
         let expected =
             [("dev", 0o040_755), ("init", 0o100_755), ("modules_load_order", 0o100_644), ("nsm.ko", 0o100_755)];
         assert_eq!(names(&ramdisk), expected.map(|(name, mode)| (name.to_owned(), mode)));
@@ -128,10 +163,8 @@ mod tests {
             }
             symlink("bin", directory.path().join("link")).unwrap();
         }
-        let [a, b] = [a, b].map(|directory| Tree::read(directory.path()).unwrap());
-        assert_eq!(a, b);
-        let ramdisk = application_ramdisk(&a, &["/bin".to_owned()], &[], 5).unwrap();
-        assert_eq!(ramdisk, application_ramdisk(&b, &["/bin".to_owned()], &[], 5).unwrap());
+        let [ramdisk, other] = [&a, &b].map(|directory| application(&Tree::read(directory.path()).unwrap()));
+        assert_eq!(ramdisk, other);
         let found = names(&ramdisk);
         assert!(found.contains(&("rootfs/bin".to_owned(), 0o100_755)), "{found:?}");
         assert!(found.contains(&("rootfs/a.txt".to_owned(), 0o100_644)), "{found:?}");
@@ -141,7 +174,7 @@ mod tests {
 
     #[test]
     fn words_that_would_become_two_are_refused() {
-        let error = application_ramdisk(&Tree::default(), &["a\nb".to_owned()], &[], 0).unwrap_err();
+        let error = application_ramdisk(&mut Vec::new(), &Tree::default(), &["a\nb".to_owned()], &[], 0).unwrap_err();
         assert_eq!(error.to_string(), "\"a\\nb\" holds a line break, but init takes one word from each line");
     }
 }

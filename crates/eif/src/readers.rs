@@ -43,6 +43,17 @@ impl Judgement {
 }
 
 /// What each reader makes of an image that can be described. Only section headers, signatures and metadata are read.
+///
+/// ```
+/// # let image = eif::Writer::new(b"an Image".to_vec(), "").ramdisk(vec![1]).flags(eif::FLAG_AARCH64).to_vec()?;
+/// let mut file = std::io::Cursor::new(image);
+/// let described = eif::Description::read(&mut file)?;
+/// for eif::Judgement { reader, accepts, reasons } in eif::judge(file, &described)? {
+///     // For an image for aarch64: vmm and QEMU refuse it, AWS's crate and service take it.
+///     assert_eq!(accepts, reader.starts_with("AWS"), "{reader}: {reasons:?}");
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn judge<R: Read + Seek>(image: R, description: &Description) -> io::Result<Vec<Judgement>> {
     Ok(vec![ours(description), qemu(description), aws_crate(image, description)?, aws_service(description)])
 }

@@ -8,12 +8,11 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use thiserror::Error;
 
 use crate::error::Error;
-use crate::header::{CRC_OFFSET, HEADER_SIZE, Header, MAX_SECTIONS, SECTION_HEADER_SIZE, SectionHeader, SectionKind};
+use crate::feed::CHUNK;
+use crate::header::{CRC_OFFSET, MAX_SECTIONS, SectionKind};
 use crate::layout::{Layout, Section, Verdict};
-use crate::measure::{Measurements, Measurer};
-
-/// How many bytes are copied at a time.
-const CHUNK: usize = 128 << 10;
+use crate::measure::Measurements;
+use crate::output::Output;
 
 /// Why an image cannot be written with another signature.
 #[derive(Debug, Error)]
@@ -42,6 +41,27 @@ pub enum ResignError {
 /// that it has. Sections keep the order of the table; gaps between them are not kept. Returns the measurements, without PCR8.
 ///
 /// An image whose checksum is wrong is refused, so that damage is never signed. If this fails, the output is to be thrown away.
+///
+#[cfg_attr(
+    feature = "signing",
+    doc = r#"
+```
+use eif::signing::{Request, SigningKey};
+use std::io::Cursor;
+
+# let image = eif::Writer::new(b"a bzImage".to_vec(), "").ramdisk(vec![1]).to_vec()?;
+# let (certificate, key) = ("../eif-cli/tests/keys/p384.pem", "../eif-cli/tests/keys/p384.key.pem");
+let (certificate, key) = (std::fs::read(certificate)?, SigningKey::from_pem(&std::fs::read(key)?)?);
+let mut signed = Cursor::new(Vec::new());
+eif::resign(Cursor::new(&image), &mut signed, |measured| {
+    Ok(Request::new(&measured.pcr0, &certificate)?.sign(&key)?)
+})?;
+let described = eif::Description::read(&mut signed)?;
+assert_eq!(described.measurements.pcr8, Some(eif::signing::pcr8(&certificate)?));
+# Ok::<(), Box<dyn std::error::Error>>(())
+```
+"#
+)]
 pub fn resign<R: Read + Seek, W: Write + Seek>(
     mut image: R,
     output: &mut W,
@@ -52,115 +72,62 @@ pub fn resign<R: Read + Seek, W: Write + Seek>(
     if version < SectionKind::Signature.since_version() {
         return Err(ResignError::Version { version });
     }
-    let mut kept = layout.sections.iter().filter(|section| section.kind != SectionKind::Signature);
-    if kept.clone().count() >= MAX_SECTIONS {
+    let kept = layout.sections.iter().filter(|section| section.kind != SectionKind::Signature);
+    if kept.count() >= MAX_SECTIONS {
         return Err(ResignError::Full);
     }
-    // The header comes last, because its checksum covers what follows it.
-    output.seek(SeekFrom::Start(HEADER_SIZE as u64))?;
-    let mut copy = Copy { measurer: Measurer::default(), old_crc: crc32fast::Hasher::new(), table: Vec::new(), output };
-    copy.old_crc.update(&layout.header.to_bytes()[..CRC_OFFSET]);
+    let mut copied = Output::start(output);
+    let mut old_crc = crc32fast::Hasher::new();
+    old_crc.update(&layout.header.to_bytes()[..CRC_OFFSET]);
     for (index, section) in layout.sections.iter().enumerate() {
-        copy.section(index, section, &mut image)?;
+        if section.kind == SectionKind::Signature {
+            old_crc.update(&section.header().to_bytes());
+            read_section(index, section, &mut image, |chunk| {
+                old_crc.update(chunk);
+                Ok(())
+            })?;
+            continue;
+        }
+        let mut copy = copied.section(section.kind, section.flags)?;
+        read_section(index, section, &mut image, |chunk| Ok(copy.write_all(chunk)?))?;
+        copy.end()?;
+        if let Some(written) = copied.sections().last() {
+            old_crc.combine(&written.crc);
+        }
     }
     let found = layout.header.crc;
-    let expected = copy.old_crc.finalize();
+    let expected = old_crc.finalize();
     if found != expected {
         return Err(Error::Crc { found, expected }.into());
     }
-    let measurements = copy.measurer.measurements();
+    let (copied, measurer) = copied.measured();
+    let measurements = measurer.measurements();
     let signature = sign(&measurements).map_err(ResignError::Sign)?;
-    let mut sections: Vec<SectionHeader> = kept.by_ref().map(Section::header).collect();
-    let last = SectionHeader { kind: SectionKind::Signature, flags: 0, size: signature.len() as u64 };
-    copy.output.write_all(&last.to_bytes())?;
-    copy.output.write_all(&signature)?;
-    sections.push(last);
-
-    let mut header = layout.header;
-    header.section_count = sections.len() as u16;
-    (header.section_offsets, header.section_sizes) = tables(&sections);
-    let mut tail = crc32fast::Hasher::new();
-    tail.update(&last.to_bytes());
-    tail.update(&signature);
-    header.crc = checksum(&header, copy.table.iter().chain([&tail]));
-    copy.output.seek(SeekFrom::Start(0))?;
-    copy.output.write_all(&header.to_bytes())?;
-    copy.output.flush()?;
+    copied.finish(layout.header, Some(&signature))?;
     Ok(measurements)
 }
 
-/// The header's tables for sections that follow each other without gaps.
-fn tables(sections: &[SectionHeader]) -> ([u64; MAX_SECTIONS], [u64; MAX_SECTIONS]) {
-    let (mut offsets, mut sizes) = ([0; MAX_SECTIONS], [0; MAX_SECTIONS]);
-    let mut offset = HEADER_SIZE as u64;
-    for ((section, place), size) in sections.iter().zip(&mut offsets).zip(&mut sizes) {
-        (*place, *size) = (offset, section.size);
-        offset += SECTION_HEADER_SIZE as u64 + section.size;
+/// Hands out a section's data in parts.
+fn read_section(
+    index: usize,
+    section: &Section,
+    image: &mut (impl Read + Seek),
+    mut each: impl FnMut(&[u8]) -> Result<(), ResignError>,
+) -> Result<(), ResignError> {
+    let Section { kind, size, .. } = *section;
+    let offset = section.data_offset();
+    image.seek(SeekFrom::Start(offset)).map_err(|source| Error::Read { offset, source })?;
+    let mut buffer = vec![0; CHUNK.min(usize::try_from(size).unwrap_or(CHUNK))];
+    let mut done = 0;
+    while done < size {
+        let wanted = buffer.len().min(usize::try_from(size - done).unwrap_or(CHUNK));
+        let chunk = &mut buffer[..wanted];
+        image.read_exact(chunk).map_err(|source| match source.kind() {
+            io::ErrorKind::UnexpectedEof => Error::ShortSection { index, kind, offset, found: done, expected: size },
+            _ => Error::Read { offset: offset + done, source },
+        })?;
+        each(chunk)?;
+        done += wanted as u64;
     }
-    (offsets, sizes)
-}
-
-/// The checksum of a header and of sections whose own checksums are known.
-fn checksum<'a>(header: &Header, sections: impl Iterator<Item = &'a crc32fast::Hasher>) -> u32 {
-    let mut crc = crc32fast::Hasher::new();
-    crc.update(&header.to_bytes()[..CRC_OFFSET]);
-    for section in sections {
-        crc.combine(section);
-    }
-    crc.finalize()
-}
-
-struct Copy<'a, W> {
-    measurer: Measurer,
-    /// The checksum of the image as it was.
-    old_crc: crc32fast::Hasher,
-    /// The checksum of each section that was copied, with its header.
-    table: Vec<crc32fast::Hasher>,
-    output: &'a mut W,
-}
-
-impl<W: Write> Copy<'_, W> {
-    /// Copies a section, or if it is a signature only takes its checksum.
-    fn section(&mut self, index: usize, section: &Section, image: &mut (impl Read + Seek)) -> Result<(), ResignError> {
-        let Section { kind, size, .. } = *section;
-        let offset = section.data_offset();
-        let header = section.header().to_bytes();
-        let mut crc = crc32fast::Hasher::new();
-        crc.update(&header);
-        let kept = kind != SectionKind::Signature;
-        if kept {
-            self.output.write_all(&header)?;
-        }
-        if kind == SectionKind::Ramdisk {
-            self.measurer.begin_ramdisk();
-        }
-        image.seek(SeekFrom::Start(offset)).map_err(|source| Error::Read { offset, source })?;
-        let mut buffer = vec![0; CHUNK.min(usize::try_from(size).unwrap_or(CHUNK))];
-        let mut done = 0;
-        while done < size {
-            let wanted = buffer.len().min(usize::try_from(size - done).unwrap_or(CHUNK));
-            let chunk = &mut buffer[..wanted];
-            image.read_exact(chunk).map_err(|source| match source.kind() {
-                io::ErrorKind::UnexpectedEof => {
-                    Error::ShortSection { index, kind, offset, found: done, expected: size }
-                }
-                _ => Error::Read { offset: offset + done, source },
-            })?;
-            crc.update(chunk);
-            match kind {
-                SectionKind::Kernel | SectionKind::Cmdline => self.measurer.update(chunk),
-                SectionKind::Ramdisk => self.measurer.update_ramdisk(chunk),
-                _ => (),
-            }
-            if kept {
-                self.output.write_all(chunk)?;
-            }
-            done += wanted as u64;
-        }
-        self.old_crc.combine(&crc);
-        if kept {
-            self.table.push(crc);
-        }
-        Ok(())
-    }
+    Ok(())
 }

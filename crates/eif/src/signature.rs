@@ -42,6 +42,15 @@ pub enum SignatureError {
 }
 
 /// The first entry of a signature section.
+///
+/// ```
+/// # let certificate = std::fs::read("../eif-cli/tests/keys/p384.pem")?;
+/// let section = eif::SigningEntry::encode(&certificate, b"a COSE_Sign1")?;
+/// let entry = eif::SigningEntry::decode(&section)?;
+/// assert_eq!(entry.cose_sign1, b"a COSE_Sign1");
+/// assert_eq!(entry.certificate_der[0], 0x30);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SigningEntry {
     /// The signing certificate, DER. Its SHA-384 is what PCR8 is extended with.
@@ -50,6 +59,16 @@ pub struct SigningEntry {
     pub further_certificates: Vec<Vec<u8>>,
     /// The signature, a COSE_Sign1.
     pub cose_sign1: Vec<u8>,
+}
+
+/// What is wrong with CBOR, in words; the decoder's own text is that of its data structures.
+pub(crate) fn cbor_reason<T>(error: &ciborium::de::Error<T>) -> String {
+    match error {
+        ciborium::de::Error::Io(_) => "it ends early".to_owned(),
+        ciborium::de::Error::Syntax(offset) => format!("byte {offset:#x} is not cbor"),
+        ciborium::de::Error::Semantic(_, reason) => reason.clone(),
+        ciborium::de::Error::RecursionLimitExceeded => "it is nested too deep".to_owned(),
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -66,7 +85,7 @@ impl SigningEntry {
             return Err(SignatureError::TooLong { found });
         }
         let entries: Vec<Entry> = ciborium::de::from_reader_with_recursion_limit(&mut section, MAX_DEPTH)
-            .map_err(|error| SignatureError::Cbor { reason: error.to_string() })?;
+            .map_err(|error| SignatureError::Cbor { reason: cbor_reason(&error) })?;
         let first = entries.into_iter().next().ok_or(SignatureError::Empty)?;
         let mut certificates =
             pem::certificates(&first.signing_certificate).map_err(|reason| SignatureError::Pem { reason })?;
@@ -98,6 +117,18 @@ mod tests {
         let entry = SigningEntry::decode(&section).unwrap();
         assert_eq!((&*entry.certificate_der, &*entry.cose_sign1), (&[0x30, 3, 2, 1, 5][..], &b"cose"[..]));
         assert!(matches!(SigningEntry::encode(&[b'a'; 20000], b""), Err(SignatureError::TooLong { .. })));
+    }
+
+    #[test]
+    fn what_is_wrong_with_cbor_is_told_in_words() {
+        let text = |section: &[u8]| SigningEntry::decode(section).unwrap_err().to_string();
+        let start = "it is not a cbor array of signing_certificate and signature: ";
+        assert_eq!(text(b""), format!("{start}it ends early"));
+        assert_eq!(text(b"\x81\x1c"), format!("{start}byte 0x1 is not cbor"));
+        assert_eq!(text(b"\x81\xa0"), format!("{start}missing field `signing_certificate`"));
+        // In a field that is ignored.
+        let deep = [&[0x81, 0xa1, 0x61, b'x'][..], &[0x81; 40]].concat();
+        assert_eq!(text(&deep), format!("{start}it is nested too deep"));
     }
 
     #[test]

@@ -1,20 +1,17 @@
 //! The one pass over the sections' data: every byte is read once, and while it is in the processor's cache goes into the
 //! checksum, into the measurements, and where it is kept.
 
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
 
 use crate::error::Error;
-use crate::feed::{Feed, Measured};
+use crate::feed::{CHUNK, Feed};
 use crate::header::{CRC_OFFSET, SectionKind};
 use crate::layout::{Layout, Section, Verdict};
-use crate::measure::Measurer;
+use crate::measure::{Measured, Measurer};
 use crate::metadata::Metadata;
 use crate::signature::SigningEntry;
 use crate::warning::Warning;
-
-/// How many bytes are read, summed and measured at a time: few enough to stay in a second-level cache.
-const CHUNK: u64 = 128 << 10;
 
 /// Everything that one pass finds.
 #[derive(Debug)]
@@ -75,43 +72,30 @@ impl Contents {
         large_parts: LargeParts,
         cmdline: &mut Vec<u8>,
     ) -> Result<(), Error> {
-        std::thread::scope(|scope| {
-            let feed = match large_parts {
-                // What is kept is read straight into its place, where a second thread could not see it yet.
-                LargeParts::Keep => Feed::here(),
-                LargeParts::Measure => Feed::beside(scope, self.layout.file_size),
-            };
-            let mut pass = Pass { reader, crc: crc32fast::Hasher::new(), feed };
-            pass.crc.update(&self.layout.header.to_bytes()[..CRC_OFFSET]);
-            let keep = large_parts == LargeParts::Keep;
-            for (index, section) in self.layout.sections.iter().enumerate() {
-                match section.kind {
-                    SectionKind::Kernel => {
-                        pass.section(index, section, keep.then_some(&mut self.kernel), Some(Measured::Boot))?;
-                    }
-                    SectionKind::Cmdline => {
-                        cmdline.clear();
-                        pass.section(index, section, Some(cmdline), Some(Measured::Boot))?;
-                    }
-                    SectionKind::Ramdisk => {
-                        let start = self.initrd.len();
-                        pass.feed.begin_ramdisk();
-                        pass.section(index, section, keep.then_some(&mut self.initrd), Some(Measured::Ramdisk))?;
-                        self.ramdisks.push(start..self.initrd.len());
-                    }
-                    SectionKind::Signature => {
-                        pass.section(index, section, Some(self.signature.insert(Vec::new())), None)?;
-                    }
-                    SectionKind::Metadata => {
-                        pass.section(index, section, Some(self.metadata_json.insert(Vec::new())), None)?;
-                    }
-                    SectionKind::Invalid | SectionKind::Unknown(_) => pass.section(index, section, None, None)?,
+        let mut pass = Pass { reader, crc: crc32fast::Hasher::new(), feed: Feed::new() };
+        pass.crc.update(&self.layout.header.to_bytes()[..CRC_OFFSET]);
+        let keep = large_parts == LargeParts::Keep;
+        for (index, section) in self.layout.sections.iter().enumerate() {
+            match section.kind {
+                SectionKind::Kernel => pass.section(index, section, keep.then_some(&mut self.kernel))?,
+                SectionKind::Cmdline => {
+                    cmdline.clear();
+                    pass.section(index, section, Some(cmdline))?;
                 }
+                SectionKind::Ramdisk => {
+                    let start = self.initrd.len();
+                    pass.feed.begin_ramdisk();
+                    pass.section(index, section, keep.then_some(&mut self.initrd))?;
+                    self.ramdisks.push(start..self.initrd.len());
+                }
+                SectionKind::Signature => pass.section(index, section, Some(self.signature.insert(Vec::new())))?,
+                SectionKind::Metadata => pass.section(index, section, Some(self.metadata_json.insert(Vec::new())))?,
+                SectionKind::Invalid | SectionKind::Unknown(_) => pass.section(index, section, None)?,
             }
-            self.crc = pass.crc.finalize();
-            self.measurer = pass.feed.finish();
-            Ok(())
-        })
+        }
+        self.crc = pass.crc.finalize();
+        self.measurer = pass.feed.finish();
+        Ok(())
     }
 
     /// Checks what can only be checked when all bytes have been seen. The checksum comes first, because damage explains
@@ -153,23 +137,18 @@ impl Contents {
     }
 }
 
-struct Pass<'a, 'scope, R> {
+struct Pass<'a, R> {
     reader: &'a mut R,
     crc: crc32fast::Hasher,
-    feed: Feed<'scope>,
+    feed: Feed,
 }
 
-impl<R: Read + Seek> Pass<'_, '_, R> {
+impl<R: Read + Seek> Pass<'_, R> {
     /// Reads a section's data once, to the end of `kept` if it is to be kept.
-    fn section(
-        &mut self,
-        index: usize,
-        section: &Section,
-        mut kept: Option<&mut Vec<u8>>,
-        measured: Option<Measured>,
-    ) -> Result<(), Error> {
+    fn section(&mut self, index: usize, section: &Section, mut kept: Option<&mut Vec<u8>>) -> Result<(), Error> {
         let Section { kind, size, .. } = *section;
         let offset = section.data_offset();
+        let measured = Measured::of(kind);
         if let Some(bytes) = &mut kept {
             let out_of_memory = || Error::OutOfMemory { index, kind, size };
             // The layout has been checked: the file does hold that many bytes, so the reservation is not a claim's.
@@ -181,13 +160,12 @@ impl<R: Read + Seek> Pass<'_, '_, R> {
 
         let mut done = 0;
         while done < size {
-            let wanted = CHUNK.min(size - done);
-            let mut chunk = (&mut *self.reader).take(wanted);
+            let wanted = (CHUNK as u64).min(size - done);
             let failed = |source| Error::Read { offset: offset + done, source };
             let read = match &mut kept {
                 Some(bytes) => {
                     let start = bytes.len();
-                    let read = chunk.read_to_end(bytes).map_err(failed)?;
+                    let read = (&mut *self.reader).take(wanted).read_to_end(bytes).map_err(failed)?;
                     let bytes = bytes.get(start..).unwrap_or_default();
                     self.crc.update(bytes);
                     if let Some(measured) = measured {
@@ -197,8 +175,9 @@ impl<R: Read + Seek> Pass<'_, '_, R> {
                 }
                 None => {
                     let mut bytes = self.feed.buffer();
-                    bytes.reserve_exact(CHUNK as usize);
-                    let read = chunk.read_to_end(&mut bytes).map_err(failed)?;
+                    bytes.resize(wanted as usize, 0);
+                    let read = read_some(self.reader, &mut bytes).map_err(failed)?;
+                    bytes.truncate(read);
                     self.crc.update(&bytes);
                     self.feed.give(measured, bytes);
                     read
@@ -211,6 +190,16 @@ impl<R: Read + Seek> Pass<'_, '_, R> {
             done += read as u64;
         }
         Ok(())
+    }
+}
+
+/// Reads as much as comes at once; nothing at the end of the file only.
+fn read_some(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match reader.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+            read => return read,
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! A tree of files in memory, on its way into a ramdisk.
+//! A tree of files on its way into a ramdisk: names and attributes in memory, contents where they are until it is packed.
 //!
 //! What is read from a directory is made portable: it belongs to root, and permissions are reduced to what git keeps of them, so
 //! that the same files give the same bytes under any umask. What comes from elsewhere keeps owners and permissions.
@@ -6,11 +6,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
+use std::io::Write;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::rc::Rc;
 
+use crate::contents::Contents;
 use crate::cpio::{Attributes, Writer};
 use crate::ramdisks::RamdiskError;
 
@@ -23,7 +25,7 @@ pub(crate) const BLOCK: u32 = 0o060_000;
 pub(crate) const FIFO: u32 = 0o010_000;
 
 /// One file of a tree. Names that share one [`Rc`] of data, and of nothing else, are hard links of one another.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) struct Node {
     /// Type and permissions, as in `stat`.
     pub(crate) mode: u32,
@@ -32,7 +34,7 @@ pub(crate) struct Node {
     /// For a device, its numbers.
     pub(crate) device: (u32, u32),
     /// A file's contents, or a symbolic link's target.
-    pub(crate) data: Rc<Vec<u8>>,
+    pub(crate) data: Rc<Contents>,
 }
 
 impl Node {
@@ -47,11 +49,23 @@ impl Node {
 }
 
 /// A tree of files, by path. Paths sort so that a directory comes before what is in it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+///
+/// ```
+/// use eif::ramdisks::Tree;
+///
+/// # let directory = tempfile::tempdir()?;
+/// # std::fs::write(directory.path().join("motd"), "hello")?;
+/// let tree = Tree::read(directory.path())?;
+/// assert_eq!(tree.paths().collect::<Vec<_>>(), [(&b"motd"[..], 0o100_644)]);
+/// assert_eq!(tree.file("motd")?, Some(b"hello".to_vec()));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Default)]
 pub struct Tree(pub(crate) BTreeMap<Vec<u8>, Node>);
 
 impl Tree {
-    /// Reads a directory with everything below it. Symbolic links are kept, not followed.
+    /// Reads a directory with everything below it, but for what is in the files: that is read when the tree is packed. Symbolic
+    /// links are kept, not followed.
     pub fn read(directory: &Path) -> Result<Self, RamdiskError> {
         let mut tree = Self::default();
         tree.add(directory, &mut Vec::new())?;
@@ -74,27 +88,30 @@ impl Tree {
             name.extend_from_slice(entry.file_name().as_bytes());
             let kind = metadata.file_type();
             let (mode, data) = if kind.is_dir() {
-                (DIRECTORY | portable(metadata.mode() | 0o100), Vec::new())
+                (DIRECTORY | portable(metadata.mode() | 0o100), Contents::default())
             } else if kind.is_symlink() {
                 let target = fs::read_link(&path).map_err(failed(&path))?;
-                (SYMLINK | 0o777, target.as_os_str().as_bytes().to_vec())
+                (SYMLINK | 0o777, Contents::Bytes(target.as_os_str().as_bytes().to_vec()))
             } else if kind.is_file() {
-                (REGULAR | portable(metadata.mode()), fs::read(&path).map_err(failed(&path))?)
+                (REGULAR | portable(metadata.mode()), Contents::File { path, size: metadata.len() })
             } else {
                 return Err(RamdiskError::Special { path });
             };
             self.0.insert(name.clone(), Node { data: Rc::new(data), ..Node::empty(mode) });
             if kind.is_dir() {
-                self.add(&path, name)?;
+                self.add(&entry.path(), name)?;
             }
             name.truncate(parent);
         }
         Ok(())
     }
 
-    /// The data of the file of that name, if there is one.
-    pub fn file(&self, path: &str) -> Option<&[u8]> {
-        self.0.get(path.as_bytes()).filter(|node| node.is(REGULAR)).map(|node| node.data.as_slice())
+    /// Reads the file of that name, if there is one.
+    pub fn file(&self, path: &str) -> Result<Option<Vec<u8>>, RamdiskError> {
+        let Some(node) = self.0.get(path.as_bytes()).filter(|node| node.is(REGULAR)) else { return Ok(None) };
+        let mut bytes = Vec::new();
+        node.data.copy_to(&mut bytes)?;
+        Ok(Some(bytes))
     }
 
     /// Every path with its mode, as in `stat`, in order.
@@ -109,26 +126,37 @@ impl Tree {
 
     /// Adds a file of root's.
     pub(crate) fn add_file(&mut self, path: &str, permissions: u32, data: Vec<u8>) {
-        self.0.insert(path.into(), Node { data: Rc::new(data), ..Node::empty(REGULAR | permissions) });
+        self.0.insert(path.into(), Node { data: Rc::new(Contents::Bytes(data)), ..Node::empty(REGULAR | permissions) });
     }
 
     /// Packs an archive whose entries all have this time.
-    pub(crate) fn pack(&self, mtime: u32) -> Result<Vec<u8>, RamdiskError> {
+    pub(crate) fn pack(&self, output: &mut dyn Write, mtime: u32) -> Result<(), RamdiskError> {
         // Names of one file, and the inode that it got with the first of them.
-        let mut links: HashMap<*const Vec<u8>, (u32, Option<u32>)> = HashMap::new();
+        let mut links: HashMap<*const Contents, (u32, Option<u32>)> = HashMap::new();
         for node in self.0.values().filter(|node| node.is(REGULAR)) {
             links.entry(Rc::as_ptr(&node.data)).or_default().0 += 1;
         }
-        let mut writer = Writer::new(Vec::new(), mtime);
+        let mut writer = Writer::new(output, mtime);
         for (path, node) in &self.0 {
             let attributes = Attributes { mode: node.mode, owner: node.owner, device: node.device };
-            match links.get_mut(&Rc::as_ptr(&node.data)).filter(|(count, _)| node.is(REGULAR) && *count > 1) {
-                None => writer.attributed_entry(path, attributes, &node.data)?,
-                Some((count, Some(inode))) => writer.link(path, attributes, *inode, *count)?,
-                Some((count, inode)) => *inode = Some(writer.linked_entry(path, attributes, &node.data, *count)?),
+            let (count, inode) = match links.get_mut(&Rc::as_ptr(&node.data)) {
+                Some((count, inode)) if node.is(REGULAR) => (*count, Some(inode)),
+                _ => (1, None),
+            };
+            match inode {
+                Some(Some(inode)) => writer.link(path, attributes, *inode, count)?,
+                other => {
+                    let started = writer.start_entry(path, attributes, node.data.size(), count)?;
+                    node.data.copy_to(&mut writer.data())?;
+                    writer.end_entry()?;
+                    if let Some(inode) = other {
+                        *inode = Some(started);
+                    }
+                }
             }
         }
-        Ok(writer.finish()?)
+        writer.finish()?;
+        Ok(())
     }
 }
 
@@ -155,7 +183,9 @@ mod tests {
         let shared = tree.0[&b"a"[..]].clone();
         tree.0.insert(b"c".to_vec(), shared);
         let mut found = Vec::new();
-        crate::cpio::read_ramdisk(&tree.pack(0).unwrap()[..], |entry, _| {
+        let mut packed = Vec::new();
+        tree.pack(&mut packed, 0).unwrap();
+        crate::cpio::read_ramdisk(&packed[..], |entry, _| {
             found.push((entry.name.clone(), entry.size, entry.links, entry.inode));
             Ok(())
         })

@@ -1,14 +1,12 @@
-//! Makes images, in the section order of AWS's builder: kernel, command line, metadata, ramdisks, signature.
+//! Makes images of parts that are in memory, by way of [`Builder`].
 
-use std::io::{self, Write};
+use std::io::{self, Cursor};
 
 use thiserror::Error;
 
-use crate::header::{
-    CRC_OFFSET, CURRENT_VERSION, HEADER_SIZE, Header, MAGIC, MAX_SECTIONS, SECTION_HEADER_SIZE, SectionHeader,
-    SectionKind,
-};
-use crate::measure::{Measurements, Measurer};
+use crate::builder::Builder;
+use crate::header::{MAX_SECTIONS, SectionKind};
+use crate::measure::{Measured, Measurements, Measurer};
 use crate::metadata::Metadata;
 
 /// Why an image cannot be written.
@@ -23,13 +21,33 @@ pub enum WriteError {
         /// How many there are.
         found: usize,
     },
+    /// A part of the image failed to be read.
+    #[error("cannot read the {kind}")]
+    Read {
+        /// Which part.
+        kind: SectionKind,
+        /// What the operating system said.
+        #[source]
+        source: io::Error,
+    },
     /// The output failed.
     #[error("cannot write the image")]
     Io(#[from] io::Error),
 }
 
-/// Builds an image of version 4, for x86-64 unless its flags say otherwise. What it writes, [`BootImage::read`](crate::BootImage::read) takes without a
-/// warning, as long as the metadata and the signature given to it are well-formed.
+/// Makes an image of version 4 of parts in memory, for x86-64 unless its flags say otherwise. What it writes,
+/// [`BootImage::read`](crate::BootImage::read) takes without a warning, as long as the metadata and the signature given to it are
+/// well-formed.
+///
+/// ```
+/// let image = eif::Writer::new(b"a bzImage".to_vec(), "console=ttyS0")
+///     .metadata(eif::Metadata::new("demo", "1.0").to_json())
+///     .ramdisk(b"init and its modules".to_vec())
+///     .ramdisk(b"the application".to_vec());
+/// let measured = image.measurements();
+/// assert_eq!(eif::Description::read(std::io::Cursor::new(image.to_vec()?))?.measurements, measured);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Writer {
     kernel: Vec<u8>,
@@ -84,85 +102,24 @@ impl Writer {
     /// The measurements of the image without its signature: PCR8 is `None`.
     pub fn measurements(&self) -> Measurements {
         let mut measurer = Measurer::default();
-        measurer.update(&self.kernel);
-        measurer.update(self.cmdline.as_bytes());
+        measurer.update(Measured::Boot, &self.kernel);
+        measurer.update(Measured::Boot, self.cmdline.as_bytes());
         for ramdisk in &self.ramdisks {
             measurer.begin_ramdisk();
-            measurer.update_ramdisk(ramdisk);
+            measurer.update(Measured::Ramdisk, ramdisk);
         }
         measurer.measurements()
     }
 
-    /// Writes the image.
-    pub fn write_to(&self, output: &mut impl Write) -> Result<(), WriteError> {
-        let sections = self.sections()?;
-        output.write_all(&header_of(&sections, self.flags).to_bytes())?;
-        for (header, data) in sections {
-            output.write_all(&header.to_bytes())?;
-            output.write_all(data)?;
-        }
-        Ok(())
-    }
-
-    /// The image as bytes.
+    /// The image's bytes.
     pub fn to_vec(&self) -> Result<Vec<u8>, WriteError> {
-        let mut bytes = Vec::new();
-        self.write_to(&mut bytes)?;
-        Ok(bytes)
-    }
-
-    fn sections(&self) -> Result<Vec<(SectionHeader, &[u8])>, WriteError> {
-        if self.ramdisks.is_empty() {
-            return Err(WriteError::NoRamdisk);
-        }
-        let section = |kind, data: &[u8]| SectionHeader { kind, flags: 0, size: data.len() as u64 };
-        let mut sections = Vec::new();
-        let mut push = |kind, data| sections.push((section(kind, data), data));
-        push(SectionKind::Kernel, &*self.kernel);
-        push(SectionKind::Cmdline, self.cmdline.as_bytes());
-        push(SectionKind::Metadata, &self.metadata);
+        let output = Cursor::new(Vec::new());
+        let mut builder = Builder::start(output, self.flags, &self.kernel[..], &self.cmdline, &self.metadata)?;
         for ramdisk in &self.ramdisks {
-            push(SectionKind::Ramdisk, ramdisk);
+            builder = builder.ramdisk(&ramdisk[..])?;
         }
-        if let Some(signature) = &self.signature {
-            push(SectionKind::Signature, signature);
-        }
-        match sections.len() {
-            found if found > MAX_SECTIONS => Err(WriteError::TooManySections { found }),
-            _ => Ok(sections),
-        }
+        Ok(builder.measure().finish(self.signature.as_deref())?.into_inner())
     }
-}
-
-/// The header of an image of at most [`MAX_SECTIONS`] sections that follow each other without gaps.
-fn header_of(sections: &[(SectionHeader, &[u8])], flags: u16) -> Header {
-    let mut header = Header {
-        magic: MAGIC,
-        version: CURRENT_VERSION,
-        flags,
-        default_memory: 1 << 30,
-        default_cpus: 2,
-        reserved: 0,
-        section_count: sections.len() as u16,
-        section_offsets: [0; MAX_SECTIONS],
-        section_sizes: [0; MAX_SECTIONS],
-        unused: 0,
-        crc: 0,
-    };
-    let mut offset = HEADER_SIZE as u64;
-    for (index, (section, _)) in sections.iter().enumerate() {
-        header.section_offsets[index] = offset;
-        header.section_sizes[index] = section.size;
-        offset += SECTION_HEADER_SIZE as u64 + section.size;
-    }
-    let mut crc = crc32fast::Hasher::new();
-    crc.update(&header.to_bytes()[..CRC_OFFSET]);
-    for (section, data) in sections {
-        crc.update(&section.to_bytes());
-        crc.update(data);
-    }
-    header.crc = crc.finalize();
-    header
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use eif::containers::{Container, ContainerError, Overrides, Platform, Wanted};
+use eif::containers::{Container, ContainerError, Overrides, Platform, Spool, Wanted};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tar::{EntryType, Header};
@@ -153,7 +153,7 @@ impl Layout {
 }
 
 fn read(path: &Path) -> Result<Container, ContainerError> {
-    Container::read(path, &Wanted::default(), &Overrides::default())
+    Container::read(path, &Wanted::default(), &Overrides::default(), Spool::in_memory())
 }
 
 fn run() -> Value {
@@ -165,10 +165,18 @@ fn tree(layers: &[Vec<u8>]) -> Vec<String> {
     let container = read(Layout::of(layers, run(), <[u8]>::to_vec).path()).unwrap();
     let told = container.tree.paths().map(|(path, mode)| {
         let path = String::from_utf8_lossy(path);
-        let data = container.tree.file(&path).map(|data| format!("={}", data.escape_ascii())).unwrap_or_default();
+        let data =
+            container.tree.file(&path).unwrap().map(|data| format!("={}", data.escape_ascii())).unwrap_or_default();
         format!("{path}{data} {mode:o}")
     });
     told.collect()
+}
+
+/// The application's ramdisk.
+fn packed(container: &Container) -> Vec<u8> {
+    let mut ramdisk = Vec::new();
+    eif::ramdisks::application_ramdisk(&mut ramdisk, &container.tree, &container.command, &[], 0).unwrap();
+    ramdisk
 }
 
 /// An error with its causes; paths are those below the image.
@@ -246,7 +254,7 @@ fn owners_devices_and_hard_links_reach_the_ramdisk() {
         Symlink("link", "/owned"),
     ])];
     let container = read(Layout::of(&layers, run(), gzip).path()).unwrap();
-    let ramdisk = eif::ramdisks::application_ramdisk(&container.tree, &container.command, &[], 0).unwrap();
+    let ramdisk = packed(&container);
     let mut found = Vec::new();
     eif::cpio::read_ramdisk(&ramdisk[..], |entry, data| {
         let mut bytes = String::new();
@@ -270,11 +278,11 @@ fn owners_devices_and_hard_links_reach_the_ramdisk() {
 fn every_form_and_compression_gives_the_same_container() {
     let layers = [layer(&[File("a", 0o644, &[7; 5000])]), layer(&[File("b", 0o644, b"b")])];
     let plain = Layout::of(&layers, run(), <[u8]>::to_vec);
-    let expected = read(plain.path()).unwrap();
+    let expected = packed(&read(plain.path()).unwrap());
     let archive = plain.archive();
-    assert_eq!(read(&archive).unwrap().tree, expected.tree);
+    assert_eq!(packed(&read(&archive).unwrap()), expected);
     for pack in [gzip as fn(&[u8]) -> Vec<u8>, zstd] {
-        assert_eq!(read(Layout::of(&layers, run(), pack).path()).unwrap().tree, expected.tree);
+        assert_eq!(packed(&read(Layout::of(&layers, run(), pack).path()).unwrap()), expected);
     }
     // As older versions of Docker write it, with a link in place of a layer that is there already.
     let saved = saved(
@@ -282,10 +290,14 @@ fn every_form_and_compression_gives_the_same_container() {
         &{ config(&[layers[0].clone(), layers[1].clone(), layers[0].clone()], run()) },
     );
     let found = read(&saved.path().join("saved.tar")).unwrap();
-    assert_eq!(found.tree, expected.tree);
+    assert_eq!(packed(&found), expected);
     assert_eq!(found.docker_info["RepoTags"], json!(["app:latest"]));
     assert_eq!(found.docker_info["Architecture"], "amd64");
     fs::remove_file(archive).unwrap();
+    // What is in the files may be kept in a file of its own.
+    let spool = Spool::in_file(tempfile::tempfile().unwrap());
+    let spooled = Container::read(plain.path(), &Wanted::default(), &Overrides::default(), spool).unwrap();
+    assert_eq!(packed(&spooled), expected);
 }
 
 /// What `docker save` writes, in a file `saved.tar`: layers by name, or links to others.
@@ -332,7 +344,7 @@ fn entrypoint_command_environment_and_directory_are_kept() {
     assert_eq!(container.remarks, ["the image is to be run as user app, but an enclave's init runs it as root"]);
     let overrides =
         Overrides { command: vec!["/other".to_owned()], environment: vec!["A=2".to_owned(), "B=3".to_owned()] };
-    let container = Container::read(layout.path(), &Wanted::default(), &overrides).unwrap();
+    let container = Container::read(layout.path(), &Wanted::default(), &overrides, Spool::in_memory()).unwrap();
     assert_eq!(container.command.last().unwrap(), "/other");
     assert_eq!(container.environment, ["PATH=/bin", "A=2", "B=3"]);
     // Without a shell nothing can change the directory.
@@ -363,11 +375,11 @@ fn the_image_for_the_platform_is_chosen_and_attestations_are_passed_over() {
     layout.index(&json!([{ "digest": nested, "annotations": name }, { "digest": amd64, "annotations": { "org.opencontainers.image.ref.name": "v0" } }]));
     let of = |platform, name: &str| {
         let wanted = Wanted { platform, name: Some(name.to_owned()), ..Wanted::default() };
-        Container::read(layout.path(), &wanted, &Overrides::default())
+        Container::read(layout.path(), &wanted, &Overrides::default(), Spool::in_memory())
     };
     for name in ["v1", "app:v1"] {
-        assert!(of(Platform::Amd64, name).unwrap().tree.file("amd64").is_some());
-        assert!(of(Platform::Arm64, name).unwrap().tree.file("arm64").is_some());
+        assert!(of(Platform::Amd64, name).unwrap().tree.file("amd64").unwrap().is_some());
+        assert!(of(Platform::Arm64, name).unwrap().tree.file("arm64").unwrap().is_some());
     }
     let error = text(&of(Platform::Arm64, "v0").unwrap_err(), layout.path());
     assert_eq!(error, "the image is for linux/amd64, expected linux/arm64");
@@ -417,7 +429,7 @@ fn bombs_are_refused_at_the_limit() {
         (vec![halves.clone(), halves], gzip),
     ] {
         let layout = Layout::of(&layers, run(), pack);
-        let error = Container::read(layout.path(), &wanted, &Overrides::default()).unwrap_err();
+        let error = Container::read(layout.path(), &wanted, &Overrides::default(), Spool::in_memory()).unwrap_err();
         assert!(
             text(&error, layout.path()).ends_with("cannot be applied: the image unpacks to more than 1048576 bytes"),
             "{error}"

@@ -29,6 +29,7 @@ fn texts<T: std::fmt::Debug + ToString>(all: &mut String, name: &str, source: &s
         text.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default().to_owned()
     };
     let mut made: Vec<String> = values.iter().map(|(value, _)| variant(value)).collect();
+    made.sort_unstable();
     made.dedup();
     // A variant is what stands, capitalized, at the first level.
     let is_variant = |line: &&str| line.strip_prefix("    ").is_some_and(|rest| rest.starts_with(char::is_uppercase));
@@ -161,7 +162,12 @@ fn all_texts() -> String {
         SignatureError::Pem { reason: "there is no BEGIN CERTIFICATE line" },
     ];
     texts(&mut all, "SignatureError", "signature.rs", &plain(signature));
-    let write = vec![WriteError::NoRamdisk, WriteError::TooManySections { found: 33 }, WriteError::Io(io_error())];
+    let write = vec![
+        WriteError::NoRamdisk,
+        WriteError::TooManySections { found: 33 },
+        WriteError::Read { kind: SectionKind::Ramdisk, source: io_error() },
+        WriteError::Io(io_error()),
+    ];
     texts(&mut all, "WriteError", "writer.rs", &plain(write));
     let resign = vec![
         ResignError::Image(Error::ShortHeader { found: 4 }),
@@ -208,6 +214,7 @@ fn all_texts() -> String {
     texts(&mut all, "CpioError", "cpio.rs", &plain(cpio));
     let ramdisk = vec![
         RamdiskError::Read { path: "etc".into(), source: io_error() },
+        RamdiskError::Changed { path: "etc/passwd".into() },
         RamdiskError::Special { path: "dev/null".into() },
         RamdiskError::LineBreak { word: "a\nb".to_owned() },
         RamdiskError::Write(io_error()),

@@ -1,5 +1,7 @@
 //! Which 64-byte lines of RAM hold guest code somebody keeps a decoded copy of, and how often each page's code was overwritten.
 
+#![expect(unsafe_code, reason = "zeroed atomic integers")]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -135,10 +137,11 @@ impl Bitmap for CodePages {
 impl NewBitmap for CodePages {
     fn with_len(len: usize) -> Self {
         let pages = len.div_ceil(1 << PAGE_SHIFT);
-        Self(Arc::new(Pages {
-            lines: std::iter::repeat_with(AtomicU64::default).take(pages).collect(),
-            generations: std::iter::repeat_with(AtomicU32::default).take(pages).collect(),
-        }))
+        // Zeroed by the host when they are first touched: where nobody watches code, as on KVM, they take no memory.
+        let (lines, generations) = (Box::new_zeroed_slice(pages), Box::new_zeroed_slice(pages));
+        // SAFETY: all zeros is a valid value of an atomic integer.
+        let (lines, generations) = unsafe { (lines.assume_init(), generations.assume_init()) };
+        Self(Arc::new(Pages { lines, generations }))
     }
 }
 

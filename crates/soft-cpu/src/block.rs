@@ -26,8 +26,8 @@ pub const MAX_INSTRUCTION_LEN: usize = 15;
 const FIRST_SLOTS: usize = 1 << 12;
 /// Decoded instructions that are kept before everything is forgotten: about 30 MiB.
 const MAX_OPS: usize = 1 << 19;
-/// Instructions that are decoded until blocks are swept out: about 3 MiB. Most code runs but a few times, when the guest boots.
-const OPS_BETWEEN_SWEEPS: usize = 1 << 16;
+/// Instructions that are decoded until blocks are swept out: about 2 MiB. Most code runs but a few times, when the guest boots.
+const OPS_BETWEEN_SWEEPS: usize = 1 << 15;
 
 /// What a block was decoded for. Code of 64 bits is decoded relative to its page: wherever the page is mapped, it is the same block.
 #[derive(Clone, Copy, PartialEq, Eq)]

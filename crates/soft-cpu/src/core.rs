@@ -180,6 +180,8 @@ pub struct Core {
     pub shadow: InterruptShadow,
     /// An NMI is being handled.
     pub nmi_blocked: bool,
+    /// The vector of an external interrupt that was acknowledged elsewhere and is to be delivered first of all.
+    pub acknowledged_interrupt: Option<u8>,
     /// HLT was executed.
     pub halted: bool,
     /// The guest-physical page of each PDPTE, loaded with CR3 in PAE paging outside long mode.
@@ -241,6 +243,7 @@ impl Core {
             cpl: 0,
             shadow: InterruptShadow::None,
             nmi_blocked: false,
+            acknowledged_interrupt: None,
             halted: false,
             pdptes: [0; 4],
             fpu: Box::default(),

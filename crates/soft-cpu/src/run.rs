@@ -206,6 +206,11 @@ impl Cpu {
         let core = &mut *self.core;
         let limit = core.counters.instructions.saturating_add(budget);
         core.serve_shootdowns();
+        if let Some(vector) = core.acknowledged_interrupt.take()
+            && core.take_interrupt(vector).is_err()
+        {
+            return Exit::Shutdown;
+        }
         loop {
             let mut shadowed = false;
             if core.has_attention() || core.halted {
@@ -352,6 +357,13 @@ impl Core {
         self.link.take_shootdowns(|page| tlb.flush_writes_to(page));
     }
 
+    /// Begins to handle an interrupt that has been acknowledged.
+    fn take_interrupt(&mut self, vector: u8) -> Outcome {
+        self.halted = false;
+        self.counters.events += 1;
+        self.deliver_interrupt(vector)
+    }
+
     /// Looks at everything that may wait for this CPU, in the order of SDM vol. 3, table 7-2.
     #[cold]
     #[inline(never)]
@@ -385,12 +397,7 @@ impl Core {
             // Cleared first: what arrives after the platform has been asked sets it again.
             self.link.clear(attention::INTERRUPT);
             if let Some(vector) = self.platform.acknowledge_interrupt() {
-                self.halted = false;
-                self.counters.events += 1;
-                if self.deliver_interrupt(vector).is_err() {
-                    return Some(Exit::Shutdown);
-                }
-                return None;
+                return self.take_interrupt(vector).is_err().then_some(Exit::Shutdown);
             }
         }
         if self.halted { Some(Exit::Halted) } else { None }

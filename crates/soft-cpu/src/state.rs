@@ -29,6 +29,7 @@ impl Core {
         self.fpu.load_image(&state.xsave);
         self.shadow = state.interrupt_shadow;
         self.nmi_blocked = state.nmi_blocked;
+        self.acknowledged_interrupt = state.acknowledged_interrupt;
         self.halted = state.activity == Activity::Halted;
         self.pdptes = state_pdptes(&self.ram, state);
         for (number, value) in &state.msrs {
@@ -59,6 +60,7 @@ impl Core {
         state.activity = if self.halted { Activity::Halted } else { Activity::Running };
         state.interrupt_shadow = self.shadow;
         state.nmi_blocked = self.nmi_blocked;
+        state.acknowledged_interrupt = self.acknowledged_interrupt;
         state
     }
 }

@@ -46,7 +46,7 @@ pub struct Activation {
 
 /// A virtio device behind a transport.
 ///
-/// The transport calls it under its own lock, on the thread of the vCPU that touched a register.
+/// The transport calls it under its own lock, on the thread of the vCPU that touched a register, or on the event loop's where the backend signals notifications by events.
 pub trait VirtioDevice: Send {
     /// The name that logs use.
     fn name(&self) -> &str;

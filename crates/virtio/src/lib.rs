@@ -32,5 +32,5 @@ pub mod vsock;
 pub use device::{Activation, DeviceError, VirtioDevice, features};
 use guest_memory::GuestMemory;
 pub use interrupt::Interrupt;
-pub use mmio::{MMIO_SIZE, MmioTransport};
+pub use mmio::{MMIO_SIZE, MmioTransport, QUEUE_NOTIFY};
 pub use queue::{Chain, QueueError, VirtQueue};

@@ -18,6 +18,9 @@ use crate::{Activation, DeviceError, GuestMemory, Interrupt, QueueError, VirtQue
 /// Size of the register block in bytes: 0x100 of control registers and 0x100 of configuration space.
 pub const MMIO_SIZE: u64 = 0x200;
 
+/// Offset of QueueNotify, whose value is the queue's number: a backend may signal a store to it by an event instead of a call.
+pub const QUEUE_NOTIFY: u64 = reg::QUEUE_NOTIFY;
+
 /// "virt", little-endian.
 const MAGIC: u32 = 0x7472_6976;
 const VERSION: u32 = 2;
@@ -169,6 +172,11 @@ impl MmioTransport {
         self.device.power_cycle();
     }
 
+    /// Number of queues.
+    pub fn queue_count(&self) -> u32 {
+        self.queues.len() as u32
+    }
+
     fn offered_features(&self) -> u64 {
         self.device.features() | self.device.transport_features()
     }
@@ -240,7 +248,8 @@ impl MmioTransport {
         Ok(())
     }
 
-    fn notify(&mut self, index: u32) {
+    /// The driver made chains available on queue `index`: what a write to [`QUEUE_NOTIFY`] does. Ignored unless the device is active.
+    pub fn notify(&mut self, index: u32) {
         if !self.active || self.interrupt.is_broken() {
             return;
         }

@@ -3,7 +3,7 @@
 //! [`main`] is the whole `vmm` command. Its parts: [`cli`] is the command line as typed, [`config`] makes it and the TOML file into one typed
 //! [`config::Configuration`] or a list of every mistake, [`accel_probe`] chooses the processor backend, [`exit`] has the exit codes.
 //!
-//! Deliberately missing: KVM, a monitor, and everything that keeps several machines.
+//! Deliberately missing: a monitor, and everything that keeps several machines.
 
 #![forbid(unsafe_code)]
 

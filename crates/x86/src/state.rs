@@ -124,6 +124,9 @@ pub struct CpuState {
     pub nmi_blocked: bool,
     /// An NMI waits.
     pub nmi_pending: bool,
+    /// An interrupt of the PIC's that the processor has acknowledged and not begun to handle: it comes before the next instruction. One of the local APIC's
+    /// has no place here: it is put back there, as requested and not in service.
+    pub acknowledged_interrupt: Option<u8>,
     /// The local APIC; `None` leaves the one that is there as it is.
     pub local_apic: Option<Box<LocalApicState>>,
 }
@@ -176,6 +179,7 @@ impl CpuState {
             interrupt_shadow: InterruptShadow::None,
             nmi_blocked: false,
             nmi_pending: false,
+            acknowledged_interrupt: None,
             local_apic: None,
         }
     }

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use accel::{CpuIo, Vm};
+use accel::{CpuIo, Irqchip, Vm};
 use bus::{AddressSpaces, AddressSpacesBuilder, Clock, IrqLine, IrqTarget, MmioDevice, PortDevice, PowerControl};
 use chipset::ged::{self, Ged};
 use chipset::ioapic::{self, IoApic, IoApicVersion};
@@ -47,7 +47,7 @@ pub(crate) struct Parts<'a> {
     pub clock: Arc<dyn Clock>,
     pub power: PowerControl,
     pub host: Host,
-    pub timers: event_loop::Handle,
+    pub events: event_loop::Handle,
 }
 
 /// The board's chips.
@@ -55,6 +55,8 @@ pub(crate) struct Board {
     spaces: AddressSpaces,
     pic: Option<Arc<Pic>>,
     ioapics: Vec<Arc<IoApic>>,
+    /// The backend's controllers and PIT, in the place of the three around it.
+    irqchip: Option<Arc<dyn Irqchip>>,
     pit: Option<Arc<Pit>>,
     rtc: Option<Arc<Mutex<Rtc>>>,
     uart: Option<Arc<Mutex<Uart>>>,
@@ -73,27 +75,37 @@ fn registers(device: impl MmioDevice + 'static) -> Arc<Mutex<dyn MmioDevice>> {
 impl Board {
     /// Makes and maps every chip that the options ask for.
     pub(crate) fn new(options: &Options, parts: Parts<'_>) -> Result<Self, MachineError> {
-        let Parts { memory, vm, devices, clock, power, host, timers } = parts;
+        let Parts { memory, vm, devices, clock, power, host, events } = parts;
         let mut spaces = AddressSpacesBuilder::new();
-        let processors = Arc::new(Processors(vm));
-        let pic = options.pic.resolve(true).then(|| Pic::new(IrqLine::new(processors.clone(), 0)));
+        let irqchip = vm.irqchip();
+        let ours = irqchip.is_none();
+        let processors = Arc::new(Processors(vm.clone()));
+        let pic = (ours && options.pic.resolve(true)).then(|| Pic::new(IrqLine::new(processors.clone(), 0)));
         if let Some(pic) = &pic {
             spaces.map_port(at::PIC_MASTER, 2, ports(pic.master()))?;
             spaces.map_port(at::PIC_SLAVE, 2, ports(pic.slave()))?;
             spaces.map_port(at::PIC_ELCR, 2, ports(pic.elcr()))?;
         }
         let mut ioapics = Vec::new();
-        for address in [Some(at::IOAPIC), options.ioapic2_on().then_some(at::IOAPIC2)].into_iter().flatten() {
+        let addresses = [ours.then_some(at::IOAPIC), (ours && options.ioapic2_on()).then_some(at::IOAPIC2)];
+        for address in addresses.into_iter().flatten() {
             let ioapic = IoApic::new(IoApicVersion::V20, processors.clone());
             spaces.map_mmio(address.into(), ioapic::MMIO_LEN, registers(ioapic.window()))?;
             ioapics.push(ioapic);
         }
-        let wiring = GsiWiring::new(pic.clone(), ioapics.clone());
+        let wiring = match &irqchip {
+            Some(irqchip) => GsiWiring::to_backend(irqchip.clone(), options.pic.resolve(true))?,
+            None => GsiWiring::new(pic.clone(), ioapics.clone()),
+        };
 
-        let pit = options.pit.resolve(true).then(|| Pit::new(wiring.line(interrupts::TIMER), clock.clone()));
+        let has_pit = options.pit.resolve(true);
+        if let Some(irqchip) = irqchip.as_ref().filter(|_| has_pit) {
+            irqchip.add_pit()?;
+        }
+        let pit = (ours && has_pit).then(|| Pit::new(wiring.line(interrupts::TIMER), clock.clone()));
         if let Some(pit) = &pit {
             let counters = Arc::new(Mutex::new(pit.ports()));
-            timers.add_timed_device(&counters);
+            events.add_timed_device(&counters);
             spaces.map_port(at::PIT, 4, counters)?;
             spaces.map_port(at::PORT_B, 1, ports(pit.port_b()))?;
         }
@@ -104,14 +116,14 @@ impl Board {
             Arc::new(Mutex::new(rtc))
         });
         if let Some(rtc) = &rtc {
-            timers.add_timed_device(rtc);
+            events.add_timed_device(rtc);
             spaces.map_port(at::RTC, 2, rtc.clone())?;
         }
         let uart = options
             .isa_serial
             .then(|| Arc::new(Mutex::new(Uart::new(wiring.line(interrupts::SERIAL), clock, host.serial))));
         if let Some(uart) = &uart {
-            timers.add_timed_device(uart);
+            events.add_timed_device(uart);
             spaces.map_port(at::COM1, uart::PORTS, uart.clone())?;
         }
         let ged = options.acpi_on().then(|| Ged::new(wiring.line(interrupts::GED), power.clone()));
@@ -124,7 +136,8 @@ impl Board {
 
         let plan = TransportPlan::new(options.acpi_on(), options.ioapic2_on());
         let transports = Transports::new(plan, devices, memory, &wiring, &mut spaces)?;
-        Ok(Self { spaces: spaces.build(), pic, ioapics, pit, rtc, uart, ged, transports })
+        transports.notify_by_events(vm.as_ref(), &events)?;
+        Ok(Self { spaces: spaces.build(), pic, ioapics, irqchip, pit, rtc, uart, ged, transports })
     }
 
     /// The virtio devices' transports.
@@ -144,13 +157,14 @@ impl Board {
 
     /// Whether some interrupt could still reach a processor by an IOAPIC.
     pub(crate) fn has_open_interrupt(&self) -> bool {
-        self.ioapics.iter().any(|ioapic| ioapic.has_open_pin())
+        let backend = self.irqchip.as_ref().is_some_and(|irqchip| irqchip.has_open_pin());
+        backend || self.ioapics.iter().any(|ioapic| ioapic.has_open_pin())
     }
 
     /// The board's reset line. No vCPU may be running.
     pub(crate) fn reset(&self) {
         // Destructured, so that a new chip has to be considered here. The controllers come after the devices that drive them.
-        let Self { spaces: _, pic, ioapics, pit, rtc, uart, ged, transports } = self;
+        let Self { spaces: _, pic, ioapics, irqchip, pit, rtc, uart, ged, transports } = self;
         transports.power_cycle();
         if let Some(uart) = uart {
             lock(uart).reset();
@@ -167,6 +181,9 @@ impl Board {
         ioapics.iter().for_each(|ioapic| ioapic.reset());
         if let Some(pic) = pic {
             pic.reset();
+        }
+        if let Some(irqchip) = irqchip {
+            irqchip.reset();
         }
     }
 

@@ -26,6 +26,22 @@ pub enum MachineError {
         /// The option.
         option: &'static str,
     },
+    /// A second IOAPIC beside the kernel's.
+    #[error(
+        "ioapic2 = on does not go with kernel-irqchip = on: the kernel has one IOAPIC, and never says when a level-triggered interrupt of another has ended; \
+         use kernel-irqchip = split"
+    )]
+    KernelHasOneIoapic,
+    /// More processors than an MP table can name.
+    #[error(
+        "{cpus} vCPUs need acpi = on: without it the guest is told of at most {most}, as local APIC IDs of an MP table have eight bits"
+    )]
+    MpTableCpus {
+        /// How many there are to be.
+        cpus: u32,
+        /// How many the table can name.
+        most: u32,
+    },
     /// More virtio devices than transports.
     #[error("{wanted} virtio devices do not fit: this board has {most} transports; acpi = on with ioapic2 = on has 24")]
     TooManyDevices {

@@ -15,6 +15,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use accel::{AccelError, Irqchip, Pin};
 use bus::{IrqLine, IrqTarget};
 use chipset::ioapic::{IoApic, PINS};
 use chipset::pic::Pic;
@@ -56,10 +57,29 @@ impl TransportPlan {
     }
 }
 
+/// The pin of its IOAPIC where a GSI arrives.
+fn ioapic_pin(gsi: u32) -> u32 {
+    if gsi == TIMER { TIMER_PIN } else { gsi % PINS }
+}
+
+/// The wires of a board whose controllers are the backend's. GSI 2 has no device: its inputs are the timer's and the second i8259's.
+fn backend_wires(has_pic: bool) -> Vec<(u32, Pin)> {
+    let gsis = || (0..PINS).filter(|&gsi| gsi != TIMER_PIN);
+    let pic = gsis().filter(|&gsi| has_pic && gsi < ISA_END).map(|gsi| (gsi, Pin::Pic(gsi as u8)));
+    pic.chain(gsis().map(|gsi| (gsi, Pin::IoApic(ioapic_pin(gsi) as u8)))).collect()
+}
+
+/// Whose the interrupt controllers are.
+enum Controllers {
+    /// The board's: the PIC if there is one, and one or two IOAPICs.
+    Board { pic: Option<Arc<Pic>>, ioapics: Vec<Arc<IoApic>> },
+    /// The processor backend's.
+    Backend(Arc<dyn Irqchip>),
+}
+
 /// The board's wiring from GSIs to interrupt controllers.
 pub struct GsiWiring {
-    pic: Option<Arc<Pic>>,
-    ioapics: Vec<Arc<IoApic>>,
+    controllers: Controllers,
     /// How many devices hold each GSI high. The lock is held while the controllers hear of a change, so that they hear in order; a
     /// controller never calls back.
     holders: Vec<Mutex<u32>>,
@@ -74,8 +94,21 @@ struct Source {
 impl GsiWiring {
     /// Wires to these controllers: the PIC if there is one, and one or two IOAPICs.
     pub fn new(pic: Option<Arc<Pic>>, ioapics: Vec<Arc<IoApic>>) -> Arc<Self> {
+        Self::to(Controllers::Board { pic, ioapics })
+    }
+
+    /// Wires to the backend's controllers, of which the PIC is connected where the board has one.
+    ///
+    /// # Errors
+    /// What the backend says.
+    pub fn to_backend(irqchip: Arc<dyn Irqchip>, has_pic: bool) -> Result<Arc<Self>, AccelError> {
+        irqchip.connect(&backend_wires(has_pic))?;
+        Ok(Self::to(Controllers::Backend(irqchip)))
+    }
+
+    fn to(controllers: Controllers) -> Arc<Self> {
         let holders = std::iter::repeat_with(Mutex::default).take(GSIS as usize).collect();
-        Arc::new(Self { pic, ioapics, holders })
+        Arc::new(Self { controllers, holders })
     }
 
     /// A wire for one device to `gsi`. Devices on the same GSI are ORed.
@@ -84,12 +117,15 @@ impl GsiWiring {
     }
 
     fn drive(&self, gsi: u32, level: bool) {
-        if let Some(pic) = self.pic.as_ref().filter(|_| gsi < ISA_END) {
+        let (pic, ioapics) = match &self.controllers {
+            Controllers::Backend(irqchip) => return irqchip.set_gsi(gsi, level),
+            Controllers::Board { pic, ioapics } => (pic, ioapics),
+        };
+        if let Some(pic) = pic.as_ref().filter(|_| gsi < ISA_END) {
             pic.set_irq(gsi, level);
         }
-        let pin = if gsi == TIMER { TIMER_PIN } else { gsi % PINS };
-        if let Some(ioapic) = self.ioapics.get((gsi / PINS) as usize) {
-            ioapic.set_irq(pin, level);
+        if let Some(ioapic) = ioapics.get((gsi / PINS) as usize) {
+            ioapic.set_irq(ioapic_pin(gsi), level);
         }
     }
 
@@ -175,6 +211,16 @@ mod tests {
         second.set(false);
         first.set(true);
         assert_eq!(vectors(&messages).len(), 1, "the wire fell and rose again");
+    }
+
+    #[test]
+    fn a_backends_controllers_are_wired_like_ours() {
+        let wires = backend_wires(true);
+        let of = |gsi| -> Vec<Pin> { wires.iter().filter(|wire| wire.0 == gsi).map(|wire| wire.1).collect() };
+        assert_eq!(of(TIMER), [Pin::Pic(0), Pin::IoApic(2)]);
+        assert_eq!(of(12), [Pin::Pic(12), Pin::IoApic(12)]);
+        assert_eq!((of(2), of(23)), (vec![], vec![Pin::IoApic(23)]));
+        assert!(backend_wires(false).iter().all(|wire| matches!(wire.1, Pin::IoApic(_))));
     }
 
     #[test]

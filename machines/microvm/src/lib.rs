@@ -19,6 +19,7 @@ mod tests;
 mod transports;
 mod variant;
 
+pub use accel_kvm::KernelIrqchip;
 pub use boot::{Blob, ImageKind};
 pub use error::{MachineError, VariantError};
 pub use machine::{Machine, SerialPort, TRIPLE_FAULT};

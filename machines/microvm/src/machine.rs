@@ -26,6 +26,9 @@ use crate::{AccelChoice, Decompress, Host, MIB, MachineError, OnReboot, Options,
 /// Least RAM: base memory, and something for a kernel above 1 MiB.
 const LEAST_MEMORY: u64 = 2 * MIB;
 
+/// Most vCPUs of a board without ACPI tables: 255 is the broadcast's local APIC ID.
+const MP_TABLE_CPUS: u32 = 254;
+
 /// What firmware leaves in IA32_MTRR_DEF_TYPE: MTRRs and fixed ranges enabled, write-back by default (SDM vol. 3, "IA32_MTRR_DEF_TYPE MSR").
 const MTRR_WRITE_BACK: u64 = 0xc06;
 
@@ -80,7 +83,10 @@ impl Machine {
     /// [`MachineError`] when the options contradict each other, the image is refused, or the host lacks something.
     pub fn new(options: Options, variant: Box<dyn Variant>, host: Host) -> Result<Self, MachineError> {
         match options.accel {
-            AccelChoice::Kvm => Self::with_accelerator(options, variant, host, &KvmAccelerator::open()?),
+            AccelChoice::Kvm => {
+                let accelerator = KvmAccelerator::open(options.kernel_irqchip)?;
+                Self::with_accelerator(options, variant, host, &accelerator)
+            }
             AccelChoice::Soft | AccelChoice::Auto => {
                 let Options { debugging, sampling, .. } = options;
                 let accelerator = SoftAccelerator { translator: translator(&options), debugging, sampling };
@@ -136,7 +142,7 @@ impl Machine {
             clock,
             power: power.clone(),
             host,
-            timers: event_loop.handle(),
+            events: event_loop.handle(),
         };
         let board = Arc::new(Board::new(&options, parts)?);
         let vcpus = (0..options.cpus).map(|id| vm.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
@@ -320,6 +326,12 @@ fn check(options: &Options) -> Result<(), MachineError> {
     }
     if options.ioapic2_on() && !options.acpi_on() {
         return Err(MachineError::NeedsAcpi { option: "ioapic2" });
+    }
+    if options.ioapic2_on() && options.kernel_has_ioapic() {
+        return Err(MachineError::KernelHasOneIoapic);
+    }
+    if options.cpus > MP_TABLE_CPUS && !options.acpi_on() {
+        return Err(MachineError::MpTableCpus { cpus: options.cpus, most: MP_TABLE_CPUS });
     }
     Ok(())
 }

@@ -1,10 +1,11 @@
 //! What a user may choose about the board: plain data, with QEMU's names and defaults.
 //!
 //! The launcher maps TOML keys and command-line flags onto [`Options`]; nothing here reads a file or touches the host. QEMU's
-//! `pcie`, `usb`, `x-option-roms`, `kernel-irqchip` and `bios` are deliberately missing until what they switch exists.
+//! `pcie`, `usb`, `x-option-roms` and `bios` are deliberately missing until what they switch exists.
 
 use std::path::PathBuf;
 
+use accel_kvm::KernelIrqchip;
 use accel_soft::Debugging;
 
 /// Bytes in a mebibyte, the unit that command lines state memory in.
@@ -76,7 +77,7 @@ pub struct Options {
     pub pit: OnOffAuto,
     /// `rtc`: the MC146818 with its CMOS memory sizes. Auto is on, as there is no kvmclock.
     pub rtc: OnOffAuto,
-    /// `ioapic2`: the second IOAPIC, GSIs 24 to 47. Auto is on when ACPI is on.
+    /// `ioapic2`: the second IOAPIC, GSIs 24 to 47. Auto is on when ACPI is on and the IOAPIC is not the kernel's, which has one.
     pub ioapic2: OnOffAuto,
     /// `isa-serial`: the 16550A at 0x3f8, IRQ 4. On by default.
     pub isa_serial: bool,
@@ -88,6 +89,8 @@ pub struct Options {
     pub cpus: u32,
     /// Which processor backend runs the guest.
     pub accel: AccelChoice,
+    /// `kernel-irqchip`: which interrupt controllers are the kernel's, on KVM. Split by default; QEMU's default is `on`, whose IOAPIC cannot serve a second one's level-triggered interrupts.
+    pub kernel_irqchip: KernelIrqchip,
     /// `translator`: hot guest code is translated to host code (the software CPU). Auto is on where the build has a translator.
     pub translator: OnOffAuto,
     /// `debug`: what is done to find the translator's errors. Nothing by default.
@@ -126,6 +129,7 @@ impl Options {
             memory: 128 * MIB,
             cpus: 1,
             accel: AccelChoice::Auto,
+            kernel_irqchip: KernelIrqchip::default(),
             translator: OnOffAuto::Auto,
             debugging: Debugging::default(),
             sampling: false,
@@ -145,9 +149,14 @@ impl Options {
         self.acpi.resolve(true)
     }
 
-    /// Whether there is a second IOAPIC: [`Options::ioapic2`], by default where ACPI is on.
+    /// Whether there is a second IOAPIC: [`Options::ioapic2`], by default where ACPI is on and the first is not the kernel's.
     pub fn ioapic2_on(&self) -> bool {
-        self.ioapic2.resolve(self.acpi_on())
+        self.ioapic2.resolve(self.acpi_on() && !self.kernel_has_ioapic())
+    }
+
+    /// Whether PIC, IOAPIC and PIT are the kernel's.
+    pub fn kernel_has_ioapic(&self) -> bool {
+        self.accel == AccelChoice::Kvm && self.kernel_irqchip == KernelIrqchip::On
     }
 }
 
@@ -169,5 +178,14 @@ mod tests {
         assert!(!options.ioapic2_on());
         options.ioapic2 = OnOffAuto::On;
         assert!(options.ioapic2_on());
+    }
+
+    #[test]
+    fn the_kernels_ioapic_is_the_only_one_on_kvm_alone() {
+        let mut options = Options::new("bzImage");
+        options.kernel_irqchip = KernelIrqchip::On;
+        assert!(options.ioapic2_on(), "the software CPU has no kernel");
+        options.accel = AccelChoice::Kvm;
+        assert!(!options.ioapic2_on());
     }
 }

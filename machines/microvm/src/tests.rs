@@ -13,7 +13,10 @@ use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress};
 use x86::CpuState;
 
-use crate::{Host, MIB, Machine, MachineError, OnOffAuto, OnReboot, Options, Payload, Plain, Variant, VariantError};
+use crate::{
+    AccelChoice, Host, KernelIrqchip, MIB, Machine, MachineError, OnOffAuto, OnReboot, Options, Payload, Plain,
+    Variant, VariantError,
+};
 
 /// What the bootstrap processor does in one run.
 type Act = Box<dyn FnOnce(&Arc<dyn CpuIo>, &Shared) -> Option<VcpuExit> + Send>;
@@ -24,6 +27,7 @@ struct Shared {
     memory: Mutex<Option<GuestMemory>>,
     states: Mutex<Vec<CpuState>>,
     messages: Mutex<Vec<u32>>,
+    events: Mutex<Vec<(u64, u32)>>,
     resets: Mutex<u32>,
 }
 
@@ -60,6 +64,10 @@ impl Vm for Fake {
     }
     fn set_pic_intr(&self, _level: bool) {}
     fn inject_nmi(&self) {}
+    fn ioeventfd(&self, address: u64, value: u32) -> Option<vmm_sys_util::eventfd::EventFd> {
+        self.0.events.lock().unwrap().push((address, value));
+        None
+    }
     fn reset(&self) {
         *self.0.resets.lock().unwrap() += 1;
     }
@@ -367,6 +375,25 @@ fn impossible_options_are_refused() {
     let mut bench = Bench::new(true);
     bench.options.memory = 8 * MIB + 1;
     assert!(matches!(bench.run(), Err(MachineError::MemorySize { .. })));
+    let mut bench = Bench::new(false);
+    bench.options.cpus = 255;
+    let error = bench.run().unwrap_err().to_string();
+    assert!(error.starts_with("255 vCPUs need acpi = on"), "{error}");
+    let mut bench = Bench::new(true);
+    bench.options.accel = AccelChoice::Kvm;
+    (bench.options.kernel_irqchip, bench.options.ioapic2) = (KernelIrqchip::On, OnOffAuto::On);
+    let error = bench.run().unwrap_err().to_string();
+    assert!(error.contains("ioapic2 = on does not go with kernel-irqchip = on"), "{error}");
+}
+
+#[test]
+fn every_queue_of_every_device_asks_for_an_event_of_its_notifications() {
+    let mut bench = Bench::new(false);
+    bench.options.vsock = Some(vsock::Options::new(3, vsock::HOST_CID));
+    let _machine = bench.machine().unwrap();
+    let notify = |transport: u64, queue| (0xfeb0_0050 + 512 * transport, queue);
+    let expected = [notify(7, 0), notify(7, 1), notify(7, 2), notify(6, 0)];
+    assert_eq!(*bench.fake.0.events.lock().unwrap(), expected);
 }
 
 #[test]

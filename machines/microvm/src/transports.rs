@@ -1,14 +1,20 @@
 //! The board's virtio-mmio transports, handed out from the last one down as QEMU does.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use accel::Vm;
 use bus::AddressSpacesBuilder;
+use event_loop::Interest;
 use guest_memory::GuestMemory;
-use virtio::{MmioTransport, VirtioDevice};
+use virtio::{MmioTransport, QUEUE_NOTIFY, VirtioDevice};
 
 use crate::MachineError;
 use crate::address_map::{VIRTIO_MMIO, VIRTIO_MMIO_SIZE};
 use crate::interrupts::{GsiWiring, TransportPlan};
+
+fn lock(transport: &Mutex<MmioTransport>) -> MutexGuard<'_, MmioTransport> {
+    transport.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Where one transport is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +62,25 @@ impl Transports {
         Ok(Self { used })
     }
 
+    /// Has the event loop serve the queues whose notifications the backend signals by events, so that the vCPU that notifies goes on at once.
+    pub(crate) fn notify_by_events(&self, vm: &dyn Vm, events: &event_loop::Handle) -> Result<(), MachineError> {
+        for (slot, transport) in &self.used {
+            for queue in 0..lock(transport).queue_count() {
+                let Some(event) = vm.ioeventfd(u64::from(slot.address) + QUEUE_NOTIFY, queue) else { continue };
+                let event = Arc::new(event);
+                let (notified, transport) = (event.clone(), Arc::downgrade(transport));
+                events.add_source(event, Interest::READ, move |_| {
+                    // Only this callback reads it, so there is something, or nothing is lost.
+                    let _ = notified.read();
+                    if let Some(transport) = transport.upgrade() {
+                        lock(&transport).notify(queue);
+                    }
+                })?;
+            }
+        }
+        Ok(())
+    }
+
     /// Where the devices are, in the order in which they were handed in.
     pub(crate) fn slots(&self) -> impl Iterator<Item = Slot> {
         self.used.iter().map(|(slot, _)| *slot)
@@ -70,7 +95,7 @@ impl Transports {
 
     pub(crate) fn power_cycle(&self) {
         for (_, transport) in &self.used {
-            transport.lock().unwrap_or_else(PoisonError::into_inner).power_cycle();
+            lock(transport).power_cycle();
         }
     }
 }

@@ -1,8 +1,10 @@
 //! Where and with what the results were taken.
 
+use std::hint::black_box;
 use std::path::Path;
 use std::process::Command;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::thread;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
@@ -30,6 +32,23 @@ pub(super) struct Host {
     pub(super) qemu: Option<String>,
     /// The guests' kernels.
     pub(super) guests: Vec<String>,
+}
+
+/// Seconds that one amount of arithmetic takes two threads, and one: what the host's processors give at the moment, without a guest.
+pub(super) fn two_threads_and_one() -> (f64, f64) {
+    const STEPS: u64 = 200_000_000;
+    let seconds = |threads: u64| {
+        let start = Instant::now();
+        thread::scope(|scope| {
+            for seed in 0..threads {
+                scope.spawn(move || {
+                    black_box((0..STEPS / threads).fold(seed, |sum, step| sum.rotate_left(5) ^ black_box(step)))
+                });
+            }
+        });
+        start.elapsed().as_secs_f64()
+    };
+    (seconds(2), seconds(1))
 }
 
 impl Host {

@@ -80,7 +80,7 @@ pub(super) fn run(runs: usize, image: &Image, vmm: &Vmm) -> Result<Vec<Ratio>> {
     let mut pairs: [Vec<(Time, Time)>; LINES.len()] = Default::default();
     let (mut round, mut lost) = (1, 0);
     while round <= runs {
-        eprintln!("run {round} of {runs}: vsock, vmm and qemu-tcg");
+        eprintln!("run {round} of {runs}: vsock, vmm and qemu");
         let directory = tempfile::tempdir().file("create", &std::env::temp_dir())?;
         let ours = times(ours(image, vmm, directory.path())?, "vmm")?;
         let theirs = match theirs(image, directory.path()).and_then(|theirs| times(theirs, QEMU)) {
@@ -125,7 +125,7 @@ fn theirs(image: &Image, directory: &Path) -> Result<Contender> {
     if !there_in_time(&vhost) {
         return Err(Error::Advice(format!("{PEER} does not listen")));
     }
-    let mut qemu = launch::qemu_command(&guest(image, &[]));
+    let mut qemu = launch::qemu_command(&guest(image, &[]), None);
     // Another process has to see the guest's memory.
     qemu.args(["-object", &format!("memory-backend-memfd,id=ram,size={MEMORY}M,share=on")])
         .args(["-machine", "memory-backend=ram"])

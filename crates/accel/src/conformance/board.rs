@@ -1,13 +1,14 @@
-//! The board of the conformance guests: a handful of ports, one page of MMIO, and a real IOAPIC.
+//! The board of the conformance guests: a handful of ports, one page of MMIO, a real IOAPIC and a real pair of i8259, which a backend may have in the board's place.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
-use bus::{IrqTarget, MmioDevice};
+use bus::{IrqLine, IrqTarget, MmioDevice, PortDevice};
 use chipset::ioapic::{self, IoApic, IoApicVersion};
 use chipset::lapic::MsiSink;
+use chipset::pic::Pic;
 
-use crate::{CpuIo, Vm};
+use crate::{CpuIo, Irqchip, Pin, Vm};
 
 /// OUT: a byte is appended to the report.
 pub const REPORT: u16 = 0xe9;
@@ -22,12 +23,19 @@ pub const PIC: u16 = 0xfc;
 pub const LEVEL: u16 = 0xf6;
 /// OUT of a byte: an input pin of the IOAPIC, in bits 0 to 4, has the level in bit 7.
 pub const PIN: u16 = 0xfe;
+/// OUT of a byte: an input of the pair of i8259, in bits 0 to 3, has the level in bit 7.
+pub const I8259_PIN: u16 = 0xf9;
 /// OUT: the guest wants to be moved. IN: 0 until it was, then 1.
 pub const HOLD: u16 = 0xf5;
 /// IN of any size: bytes that count up from the port's low byte.
 pub const PATTERN: u16 = 0x300;
 /// Guest-physical address of the two MMIO pages: reads give bytes that count up from the offset, writes are reported (size, offset, bytes).
 pub const MMIO: u64 = 0xd000_0000;
+
+/// First port of the two i8259, where a PC has them.
+const I8259: [u16; 2] = [0x20, 0xa0];
+/// Where the wires of the i8259's inputs begin in the numbering of a backend's controllers, after the IOAPIC's.
+const I8259_WIRES: u32 = ioapic::PINS;
 
 /// Guest-physical address of the IOAPIC.
 pub const IOAPIC: u64 = 0xfec0_0000;
@@ -48,6 +56,9 @@ pub struct Board {
     seen: Mutex<Seen>,
     changed: Condvar,
     ioapic: Arc<IoApic>,
+    i8259: Arc<Pic>,
+    /// In the place of both.
+    irqchip: Option<Arc<dyn Irqchip>>,
 }
 
 /// Where the IOAPIC's messages go.
@@ -59,10 +70,56 @@ impl MsiSink for Processors {
     }
 }
 
+impl IrqTarget for Processors {
+    /// The INTR output of the i8259.
+    fn set_irq(&self, _: u32, level: bool) {
+        self.0.set_pic_intr(level);
+    }
+}
+
 impl Board {
     pub(super) fn new(vm: Arc<dyn Vm>) -> Self {
-        let ioapic = IoApic::new(IoApicVersion::V20, Arc::new(Processors(Arc::clone(&vm))));
-        Self { vm, seen: Mutex::default(), changed: Condvar::new(), ioapic }
+        let processors = Arc::new(Processors(Arc::clone(&vm)));
+        let ioapic = IoApic::new(IoApicVersion::V20, processors.clone());
+        let i8259 = Pic::new(IrqLine::new(processors, 0));
+        let irqchip = vm.irqchip();
+        if let Some(irqchip) = &irqchip {
+            let ioapic = (0..ioapic::PINS).map(|pin| (pin, Pin::IoApic(pin as u8)));
+            let i8259 = (0..16).map(|pin| (I8259_WIRES + u32::from(pin), Pin::Pic(pin)));
+            irqchip
+                .connect(&ioapic.chain(i8259).collect::<Vec<_>>())
+                .expect("the backend's controllers take these wires");
+        }
+        Self { vm, seen: Mutex::default(), changed: Condvar::new(), ioapic, i8259, irqchip }
+    }
+
+    /// Whether the ends of level-triggered interrupts come to the board.
+    pub(super) fn sees_ends(&self) -> bool {
+        self.irqchip.is_none()
+    }
+
+    fn set_ioapic_pin(&self, pin: u32, level: bool) {
+        match &self.irqchip {
+            Some(irqchip) => irqchip.set_gsi(pin, level),
+            None => self.ioapic.set_irq(pin, level),
+        }
+    }
+
+    fn set_i8259_pin(&self, pin: u32, level: bool) {
+        match &self.irqchip {
+            Some(irqchip) => irqchip.set_gsi(I8259_WIRES + pin, level),
+            None => self.i8259.set_irq(pin, level),
+        }
+    }
+
+    /// One of the i8259's registers, if `port` is one.
+    fn i8259_register(&self, port: u16) -> Option<(Box<dyn PortDevice>, u16)> {
+        let [master, slave] = I8259;
+        match port & !1 {
+            base if base == master => Some((Box::new(self.i8259.master()), port & 1)),
+            base if base == slave => Some((Box::new(self.i8259.slave()), port & 1)),
+            _ => None,
+        }
     }
 
     fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {
@@ -113,7 +170,12 @@ impl CpuIo for Board {
         match port {
             HOLD => data.fill(u8::from(!self.seen().held)),
             _ if port & 0xff00 == PATTERN => count_up(port.into(), data),
-            _ => data.fill(0xff),
+            _ => {
+                let read = self.i8259_register(port).map(|(mut chip, register)| chip.read(register, data));
+                if !matches!(read, Some(Ok(()))) {
+                    data.fill(0xff);
+                }
+            }
         }
     }
 
@@ -133,12 +195,18 @@ impl CpuIo for Board {
                 self.seen().level_vector = Some(vector).filter(|&v| v != 0);
                 self.send_level();
             }
-            (PIN, &[pin]) => self.ioapic.set_irq(u32::from(pin & 0x1f), pin & 0x80 != 0),
+            (PIN, &[pin]) => self.set_ioapic_pin(u32::from(pin & 0x1f), pin & 0x80 != 0),
+            (I8259_PIN, &[pin]) => self.set_i8259_pin(u32::from(pin & 0xf), pin & 0x80 != 0),
             (HOLD, _) => {
                 self.seen().held = true;
                 self.changed.notify_all();
             }
-            _ => {}
+            _ => {
+                if let Some((mut chip, register)) = self.i8259_register(port) {
+                    // A size that the chip does not know is ignored.
+                    let _ = chip.write(register, data);
+                }
+            }
         }
     }
 
@@ -164,8 +232,11 @@ impl CpuIo for Board {
 
     fn ack_pic(&self) -> Option<u8> {
         let vector = self.seen().pic_vector.take();
-        self.vm.set_pic_intr(false);
-        vector
+        if vector.is_some() {
+            self.vm.set_pic_intr(false);
+            return vector;
+        }
+        self.i8259.output().then(|| self.i8259.ack())
     }
 
     fn eoi(&self, vector: u8) {

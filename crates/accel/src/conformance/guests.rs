@@ -371,6 +371,21 @@ fn x2apic_self_ipi(g: &mut Code) -> Result<(), IcedError> {
 
 /// Real-mode code for the second vCPU at 0x9000: jumps to 64-bit mode at the label `target`, through the tables that the first uses.
 pub(super) fn start_second_at(g: &mut Code, target: iced_x86::code_asm::CodeLabel) -> Result<(), IcedError> {
+    start_at(g, target, |g| {
+        g.apic_on()?;
+        g.apic_write(0x310, 1 << 24)?;
+        g.apic_write(0x300, 0x4500)?;
+        g.apic_write(0x310, 1 << 24)?;
+        g.apic_write(0x300, 0x4609)
+    })
+}
+
+/// As [`start_second_at`], for the vCPU that `start` sends INIT and a start-up IPI with page 9.
+pub(super) fn start_at(
+    g: &mut Code,
+    target: iced_x86::code_asm::CodeLabel,
+    start: fn(&mut Code) -> Result<(), IcedError>,
+) -> Result<(), IcedError> {
     // cli; lgdt [0x9040]; mov eax, cr4|PAE; mov cr3; EFER.LME by WRMSR; mov cr0 PE|PG; jmp far 8:0x9080 (in 16-bit code)
     const TRAMPOLINE: &[u8] = &[
         0xfa, // cli
@@ -393,11 +408,7 @@ pub(super) fn start_second_at(g: &mut Code, target: iced_x86::code_asm::CodeLabe
     g.lea(rax, ptr(target))?;
     g.mov(qword_ptr(0x9082u64), rax)?;
     g.mov(word_ptr(0x908au64), 0xe0ff_i32)?;
-    g.apic_on()?;
-    g.apic_write(0x310, 1 << 24)?;
-    g.apic_write(0x300, 0x4500)?;
-    g.apic_write(0x310, 1 << 24)?;
-    g.apic_write(0x300, 0x4609)
+    start(g)
 }
 
 fn start_second(g: &mut Code) -> Result<(), IcedError> {

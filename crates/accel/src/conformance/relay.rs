@@ -4,24 +4,22 @@
 
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::{al, dx, ecx, edx, qword_ptr, rax, rbx, rcx};
 use x86::CpuState;
 
-use super::board::{Board, HOLD};
+use super::board::{Board, HOLD, PIC};
 use super::code::{self, Guest as Code};
 use super::guests::report_bytes;
-use super::{SCRATCH, long_mode, memory_with};
-use crate::{AccelError, Accelerator, CpuIo, VcpuExit, VmConfig};
+use super::{LIMIT, SCRATCH, long_mode, memory_with};
+use crate::{AccelError, Accelerator, CpuIo, Kicker, VcpuExit, VmConfig};
 
 /// Rounds of the calculating guest.
 const ROUNDS: u32 = 60_000;
 /// With so many rounds left, it waits for its next board.
 const MOVES: [u32; 2] = [40_000, 20_000];
-/// How long one stay may take.
-const LIMIT: Duration = Duration::from_secs(20);
 const MULTIPLIER: u32 = 0x0019_660d;
 
 /// Vectors of the interrupted guest, the most urgent first.
@@ -170,4 +168,85 @@ pub fn check(stations: [&dyn Accelerator; 3]) -> Result<(), AccelError> {
         assert_eq!(reports, traveller.reports);
     }
     Ok(())
+}
+
+/// The vector of [`check_acknowledged`].
+const PIC_VECTOR: u8 = 0x33;
+
+/// A board that ends the vCPU's run in the moment in which the processor has acknowledged the PIC's interrupt and not begun to handle it.
+struct KicksAtAcknowledge {
+    board: Arc<Board>,
+    kicker: Arc<dyn Kicker>,
+}
+
+impl CpuIo for KicksAtAcknowledge {
+    fn pio_read(&self, port: u16, data: &mut [u8]) {
+        self.board.pio_read(port, data);
+    }
+    fn pio_write(&self, port: u16, data: &[u8]) {
+        self.board.pio_write(port, data);
+    }
+    fn mmio_read(&self, address: u64, data: &mut [u8]) {
+        self.board.mmio_read(address, data);
+    }
+    fn mmio_write(&self, address: u64, data: &[u8]) {
+        self.board.mmio_write(address, data);
+    }
+    fn ack_pic(&self) -> Option<u8> {
+        self.kicker.kick();
+        self.board.ack_pic()
+    }
+    fn eoi(&self, vector: u8) {
+        self.board.eoi(vector);
+    }
+}
+
+/// Raises the PIC's wire, and sleeps if `HALTED`, else spins, until the interrupt ends it.
+fn be_interrupted_by_the_pic<const HALTED: bool>(g: &mut Code) -> Result<(), IcedError> {
+    let (mut handler, mut over, mut stay) = (g.create_label(), g.create_label(), g.create_label());
+    g.jmp(over)?;
+    g.set_label(&mut handler)?;
+    g.report(PIC_VECTOR)?;
+    g.end()?;
+    g.set_label(&mut over)?;
+    g.set_gate(PIC_VECTOR, handler)?;
+    g.apic_on()?;
+    g.apic_write(0x350, 0x700)?;
+    g.mov(edx, u32::from(PIC))?;
+    g.mov(al, u32::from(PIC_VECTOR))?;
+    g.out(dx, al)?;
+    g.sti()?;
+    g.set_label(&mut stay)?;
+    if HALTED {
+        g.hlt()?;
+    } else {
+        g.pause()?;
+    }
+    g.jmp(stay)
+}
+
+/// Moves a guest from `from` to `to` in the moment in which the processor has acknowledged an interrupt of the PIC's and not begun to handle it, and checks that it is
+/// handled, once. What the moved states had acknowledged is returned, for a processor that spins and for one that sleeps: a backend that does both at once has nothing.
+///
+/// # Errors
+/// What a backend reports.
+///
+/// # Panics
+/// When the interrupt is lost or comes twice.
+pub fn check_acknowledged(from: &dyn Accelerator, to: &dyn Accelerator) -> Result<[Option<u8>; 2], AccelError> {
+    let one = |build| -> Result<Option<u8>, AccelError> {
+        let memory = memory_with(&code::assemble(build).expect("the guest can be assembled"));
+        let vm = from.create_vm(VmConfig { vcpus: 1, memory: memory.clone() })?;
+        let mut vcpu = vm.create_vcpu(0)?;
+        vcpu.set_state(&long_mode())?;
+        let board = Arc::new(Board::new(vm));
+        let io: Arc<dyn CpuIo> = Arc::new(KicksAtAcknowledge { board: board.clone(), kicker: vcpu.kicker() });
+        assert_eq!(vcpu.run(&io)?, VcpuExit::Kicked);
+        let state = vcpu.state()?;
+        let (_, reported, finished) = stay(to, &memory, &state)?;
+        let reports = [board.reported(), reported].concat();
+        assert_eq!((reports.as_slice(), finished || board.finished()), (&[PIC_VECTOR][..], true), "to {}", to.name());
+        Ok(state.acknowledged_interrupt)
+    };
+    Ok([one(be_interrupted_by_the_pic::<false>)?, one(be_interrupted_by_the_pic::<true>)?])
 }

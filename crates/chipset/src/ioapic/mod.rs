@@ -3,7 +3,8 @@
 //! Version 0x20, as QEMU's, or 0x11, the 82093AA itself, without the EOI register. 24 pins. Interrupts go out as MSI-form messages.
 //!
 //! As in QEMU: the polarity bit is kept but ignored, since lines carry "asserted" and not a voltage; delivery is instant, so the delivery
-//! status always reads as idle; destinations are eight bits in both destination modes; and an edge on a masked pin is lost (82093AA section 3.2.4).
+//! status always reads as idle; destinations are eight bits in both destination modes, and 15 for a guest that was told of KVM_FEATURE_MSI_EXT_DEST_ID: bits 55 to 49 of an entry
+//! are then bits 14 to 8 of the destination, and others leave them zero; and an edge on a masked pin is lost (82093AA section 3.2.4).
 //!
 //! Deliberately missing: the arbitration bus (its register reads as the ID), and QEMU's brake for interrupt storms.
 
@@ -36,8 +37,8 @@ const REMOTE_IRR: u64 = 1 << 14;
 const LOGICAL: u64 = 1 << 11;
 /// Delivery mode, whose highest value is ExtINT: the PIC behind a pin.
 const DELIVERY_MODE: u64 = 7 << 8;
-/// Vector, delivery mode, destination mode, polarity, trigger mode, mask, destination.
-const WRITABLE: u64 = 0xff00_0000_0001_afff;
+/// Vector, delivery mode, destination mode, polarity, trigger mode, mask, destination with its extension.
+const WRITABLE: u64 = 0xfffe_0000_0001_afff;
 
 /// Which I/O APIC to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -169,11 +170,11 @@ impl IoApicCore {
 
 /// The MSI form of a redirection entry.
 fn message(entry: u64) -> Msi {
-    let destination = entry >> 56;
+    let (destination, extended) = (entry >> 56, entry >> 49 & 0x7f);
     let logical = if entry & LOGICAL != 0 { 1 << 2 } else { 0 };
     let level = if entry & LEVEL != 0 { 1 << 15 } else { 0 };
     Msi {
-        address: MSI_BASE | destination << 12 | logical,
+        address: MSI_BASE | destination << 12 | extended << 5 | logical,
         // Vector and delivery mode lie where MSI data has them; bit 14 is "assert".
         data: entry as u32 & 0x7ff | 1 << 14 | level,
     }

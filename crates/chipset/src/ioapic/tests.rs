@@ -177,7 +177,16 @@ fn flipping_to_edge_and_back_clears_remote_irr() {
 fn read_only_bits_cannot_be_set() {
     let mut bench = Bench::new(IoApicVersion::V20);
     bench.entry(0, u64::MAX);
-    assert_eq!((bench.read(0x10), bench.read(0x11)), (0x1_afff, 0xff00_0000));
+    assert_eq!((bench.read(0x10), bench.read(0x11)), (0x1_afff, 0xfffe_0000));
+}
+
+#[test]
+fn a_destination_of_15_bits_reaches_the_message() {
+    let mut bench = Bench::new(IoApicVersion::V20);
+    // APIC ID 0x12b: 0x2b in bits 63 to 56, 1 in bits 55 to 49.
+    bench.entry(0, 0x2b << 56 | 1 << 49 | 0x41);
+    bench.chip.set_irq(0, true);
+    assert_eq!(bench.sent(), [(0xfee2_b020, 0x4041)]);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Interrupt messages: what travels between IOAPICs, devices with MSI, and local APICs.
 //!
 //! Formats: Intel SDM vol. 3, APIC chapter, "Interrupt Command Register (ICR)" and "Message Signalled Interrupts".
-//! Interrupt remapping and the 15-bit extended destination ID are not modelled.
+//! Interrupt remapping is not modelled; the 15-bit extended destination ID is for a backend that offers it, and [`InterruptMessage::from_msi`] is none.
 
 /// First address of the local APICs' message window.
 pub const MSI_BASE: u64 = 0xfee0_0000;
@@ -15,7 +15,7 @@ pub trait MsiSink: Send + Sync {
 /// A message-signalled interrupt as a bus write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Msi {
-    /// Bits 19-12: destination; bit 3: redirection hint; bit 2: logical destination mode.
+    /// Bits 19-12: destination, and bits 11-5 its bits 14-8 where the backend offers so long ones; bit 3: redirection hint; bit 2: logical destination mode.
     pub address: u64,
     /// Bits 7-0: vector; 10-8: delivery mode; 14: assert; 15: level-triggered.
     pub data: u32,

@@ -11,6 +11,7 @@
 //!
 //! Deliberately missing: CMCI, suppression of EOI broadcasts (SVR bit 12), focus checking, arbitration IDs, and the bus-cycle side of SMI.
 
+mod group;
 mod message;
 mod registers;
 mod timer;
@@ -18,6 +19,7 @@ mod timer;
 #[cfg(test)]
 mod tests;
 
+pub use group::LocalApics;
 pub use message::{BROADCAST, DeliveryMode, Destination, InterruptMessage, MSI_BASE, Msi, MsiSink, TriggerMode};
 pub use timer::TimerDeadline;
 
@@ -384,6 +386,11 @@ impl Lapic {
             return Some(LapicEvent::Smi);
         }
         (!nmi_blocked && std::mem::take(&mut self.s.nmi_pending)).then_some(LapicEvent::Nmi)
+    }
+
+    /// Whether an NMI waits to be taken.
+    pub fn nmi_pending(&self) -> bool {
+        self.s.nmi_pending
     }
 
     /// Whether [`Lapic::take_event`] would return something.

@@ -14,7 +14,7 @@ use crate::output::{self, Table};
 pub(crate) fn run(arguments: &DescribeArgs, json: bool, output: &mut impl Write) -> Result<Answer, Error> {
     let path = &arguments.file;
     let description =
-        Description::read(files::open(path)?).map_err(|source| Error::Image { path: path.clone(), source })?;
+        Description::read(files::open(path, json)?).map_err(|source| Error::Image { path: path.clone(), source })?;
     if json {
         output::json(output, &DescribeEif::new(&description))?;
     } else {

@@ -15,7 +15,7 @@ use crate::progress::Shown;
 
 pub(crate) fn run(arguments: &DiffArgs, json: bool, output: &mut impl Write) -> Result<Answer, Error> {
     let (first, second) = (&arguments.first, &arguments.second);
-    let (mut a, mut b) = (files::open(first)?, files::open(second)?);
+    let (mut a, mut b) = (files::open(first, json)?, files::open(second, json)?);
     let descriptions = [read(first, &mut a)?, read(second, &mut b)?];
     // Both have been read whole, so what can fail now is the disk; the error has the offset.
     let comparison = eif::diff::compare(&descriptions, a, b).map_err(|source| image_error(first, source))?;

@@ -23,7 +23,7 @@ struct Extracted {
 
 pub(crate) fn run(arguments: &ExtractArgs, json: bool, output: &mut impl Write) -> Result<Answer, Error> {
     let path = &arguments.file;
-    let mut image = files::open(path)?;
+    let mut image = files::open(path, json)?;
     let description = Description::read(&mut image).map_err(|source| Error::Image { path: path.clone(), source })?;
     let directory = &arguments.output;
     std::fs::create_dir_all(directory).map_err(files::error("create", directory))?;

@@ -9,10 +9,10 @@ use crate::error::Error;
 use crate::files;
 use crate::output;
 
-pub(crate) fn run(arguments: &PcrArgs, output: &mut impl Write) -> Result<Answer, Error> {
+pub(crate) fn run(arguments: &PcrArgs, json: bool, output: &mut impl Write) -> Result<Answer, Error> {
     let mut answer = BTreeMap::new();
     if let Some(path) = &arguments.input {
-        let digest = eif::pcr_of(files::open(path)?).map_err(files::error("read", path))?;
+        let digest = eif::pcr_of(files::open(path, json)?).map_err(files::error("read", path))?;
         answer.insert("PCR", output::hex(&digest));
     }
     if let Some(path) = &arguments.signing_certificate {

@@ -28,8 +28,8 @@ pub(crate) fn run(arguments: &SignArgs, json: bool, output: &mut impl Write) -> 
     let path = &arguments.file;
     let certificate = read_certificate(&arguments.signing_certificate)?;
     if let Some(emit) = &arguments.emit {
-        let description =
-            Description::read(files::open(path)?).map_err(|source| Error::Image { path: path.clone(), source })?;
+        let description = Description::read(files::open(path, json)?)
+            .map_err(|source| Error::Image { path: path.clone(), source })?;
         let request = Request::new(&description.measurements.pcr0, &certificate)?;
         files::write(emit, &request.to_be_signed())?;
         let curve = request.curve();
@@ -46,13 +46,18 @@ pub(crate) fn run(arguments: &SignArgs, json: bool, output: &mut impl Write) -> 
     let key = arguments.private_key.as_deref().map(read_key).transpose()?;
     let signature = arguments.signature.as_deref().map(files::read).transpose()?;
     let target = arguments.output.as_ref().unwrap_or(path);
-    let measured = sign_file(path, target, |measured| {
+    let image = files::open(path, json)?;
+    let mut written = Output::create(target)?;
+    let sign = |measured: &Measurements| -> Result<Vec<u8>, CoseError> {
         let request = Request::new(&measured.pcr0, &certificate)?;
         match (&key, &signature) {
             (Some(key), _) => request.sign(key),
             (None, signature) => request.finish(signature.as_deref().unwrap_or_default()),
         }
-    })?;
+    };
+    let measured = eif::resign(image, written.file.as_file_mut(), |measured| sign(measured).map_err(Into::into))
+        .map_err(|source| Error::Resign { path: path.clone(), source })?;
+    written.finish()?;
     report(&with_certificate(measured, &certificate, &arguments.signing_certificate)?, json, output)?;
     Ok(Answer::Yes)
 }
@@ -65,20 +70,6 @@ pub(crate) fn report(measured: &Measurements, json: bool, output: &mut impl Writ
     let mut table = Table::default();
     measurements(&mut table, measured);
     table.write(output)
-}
-
-/// Signs a file into another, or in its own place.
-pub(crate) fn sign_file(
-    path: &Path,
-    target: &Path,
-    sign: impl FnOnce(&Measurements) -> Result<Vec<u8>, CoseError>,
-) -> Result<Measurements, Error> {
-    let image = files::open(path)?;
-    let mut written = Output::create(target)?;
-    let measured = eif::resign(image, written.file.as_file_mut(), |measured| sign(measured).map_err(Into::into))
-        .map_err(|source| Error::Resign { path: path.to_owned(), source })?;
-    written.finish()?;
-    Ok(measured)
 }
 
 /// The measurements with that of the certificate.

@@ -31,7 +31,7 @@ pub(crate) fn run(arguments: &VerifyArgs, json: bool, output: &mut impl Write) -
         Some(path) => signing::Certificate::all_from_pem(&files::read(path)?)
             .map_err(|source| Error::Certificate { path: path.clone(), source })?,
     };
-    let mut file = files::open(path)?;
+    let mut file = files::open(path, json)?;
     let description = Description::read(&mut file).map_err(|source| Error::Image { path: path.clone(), source })?;
     let readers = eif::judge(file, &description).map_err(files::error("read", path))?;
     let signature = signing::check_signature(&description, &roots, SystemTime::now());

@@ -1,4 +1,4 @@
-//! Layers, applied one over the other (image-spec, layer.md) to a tree in memory.
+//! Layers, applied one over the other (image-spec, layer.md) to a tree, whose files' contents go into a spool.
 //!
 //! Every path is resolved within the tree: a link above a file leads where it leads inside the container, an absolute one from the
 //! container's root, and `..` stops there. So no entry of the ramdisk lies below a link, through which the guest's kernel would
@@ -14,6 +14,7 @@ use thiserror::Error;
 
 use super::store::hex;
 use crate::compression::Compression;
+use crate::contents::{Contents, Spool};
 use crate::tree::{BLOCK, CHARACTER, DIRECTORY, FIFO, KIND, Node, REGULAR, SYMLINK, Tree};
 
 /// More files than this are not unpacked.
@@ -100,6 +101,7 @@ pub(super) struct Layers {
     /// How many bytes were unpacked, whatever became of them.
     unpacked: u64,
     entries: usize,
+    spool: Spool,
 }
 
 fn shown(path: &[u8]) -> String {
@@ -108,8 +110,8 @@ fn shown(path: &[u8]) -> String {
 }
 
 impl Layers {
-    pub(super) fn new(limit: u64) -> Self {
-        Self { tree: Tree::default(), limit, unpacked: 0, entries: 0 }
+    pub(super) fn new(limit: u64, spool: Spool) -> Self {
+        Self { tree: Tree::default(), limit, unpacked: 0, entries: 0, spool }
     }
 
     pub(super) fn finish(self) -> Tree {
@@ -192,28 +194,28 @@ impl Layers {
         };
         let target =
             |entry: &tar::Entry<'_, R>| entry.link_name_bytes().map(|name| name.into_owned()).unwrap_or_default();
-        let node = |kind: u32, device: (u32, u32), data: Vec<u8>| {
+        let node = |kind: u32, device: (u32, u32), data: Contents| {
             Ok(Some(Node { mode: kind | permissions, owner, device, data: Rc::new(data) }))
         };
         match kind {
-            EntryType::Directory => node(DIRECTORY, (0, 0), Vec::new()),
+            EntryType::Directory => node(DIRECTORY, (0, 0), Contents::default()),
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                 // The size of a sparse file is a claim; what it costs is what is read.
                 let limit = self.limit.saturating_sub(self.unpacked);
-                let mut data = Vec::new();
-                if entry.take(limit.saturating_add(1)).read_to_end(&mut data)? as u64 > limit {
+                let data = self.spool.keep(entry.take(limit.saturating_add(1)))?;
+                if data.size() > limit {
                     return Err(LayerError::TooLarge { limit: self.limit });
                 }
                 if kind == EntryType::GNUSparse {
                     // Its holes are no part of the archive, by whose size all else is counted.
-                    self.unpacked += data.len() as u64;
+                    self.unpacked += data.size();
                 }
                 node(REGULAR, (0, 0), data)
             }
-            EntryType::Symlink => node(SYMLINK, (0, 0), target(entry)),
-            EntryType::Char => node(CHARACTER, device()?, Vec::new()),
-            EntryType::Block => node(BLOCK, device()?, Vec::new()),
-            EntryType::Fifo => node(FIFO, (0, 0), Vec::new()),
+            EntryType::Symlink => node(SYMLINK, (0, 0), Contents::Bytes(target(entry))),
+            EntryType::Char => node(CHARACTER, device()?, Contents::default()),
+            EntryType::Block => node(BLOCK, device()?, Contents::default()),
+            EntryType::Fifo => node(FIFO, (0, 0), Contents::default()),
             EntryType::Link => {
                 let target = target(entry);
                 let no_file = || LayerError::HardLink { path: shown(path), target: shown(&target) };
@@ -259,10 +261,11 @@ impl Layers {
                     if links > MOST_LINKS || left.len() > LONGEST_PATH {
                         return Err(LayerError::Loop { path: shown(path) });
                     }
-                    if node.data.starts_with(b"/") {
+                    let target = node.data.in_memory();
+                    if target.starts_with(b"/") {
                         place.clear();
                     }
-                    left.extend(node.data.split(|byte| *byte == b'/').rev().map(<[u8]>::to_vec));
+                    left.extend(target.split(|byte| *byte == b'/').rev().map(<[u8]>::to_vec));
                 }
                 Some(node) if !node.is(DIRECTORY) => {
                     return Err(LayerError::BelowFile { path: shown(path), above: shown(&next) });

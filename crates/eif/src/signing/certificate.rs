@@ -67,6 +67,14 @@ pub enum Validity {
 }
 
 /// An X.509 certificate.
+///
+/// ```
+/// # let pem = std::fs::read("../eif-cli/tests/keys/p384.pem")?;
+/// let certificate = eif::signing::Certificate::from_pem(&pem)?;
+/// assert_eq!(certificate.subject()["commonName"], "signer on p384");
+/// assert_eq!(certificate.not_after(), "Jan  1 00:00:00 2120 GMT");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Certificate {
     // `Raw`, because OpenSSL takes certificates that break rules of RFC 5280, such as a serial number of zero.

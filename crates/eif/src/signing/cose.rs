@@ -9,7 +9,7 @@ use thiserror::Error;
 use super::certificate::{Certificate, CertificateError};
 use super::keys::{Curve, KeyError, PublicKey, SigningKey};
 use crate::measure::Digest;
-use crate::signature::{SignatureError, SigningEntry};
+use crate::signature::{SignatureError, SigningEntry, cbor_reason};
 
 /// Why an image cannot be signed, or its signature is not right.
 #[derive(Debug, Error)]
@@ -60,22 +60,50 @@ pub struct SignedPcr {
 impl SignedPcr {
     /// Verifies a COSE_Sign1, tagged or not, and returns what it is over. Whether that is the image's PCR0 is for the caller.
     pub fn verify(cose_sign1: &[u8], key: &PublicKey) -> Result<Self, CoseError> {
-        let decode = |error: coset::CoseError| CoseError::Decode { reason: error.to_string() };
+        let decode = |error: coset::CoseError| CoseError::Decode {
+            reason: match &error {
+                coset::CoseError::DecodeFailed(error) => cbor_reason(error),
+                error => error.to_string(),
+            },
+        };
         let message = CoseSign1::from_slice(cose_sign1)
             .or_else(|error| CoseSign1::from_tagged_slice(cose_sign1).map_err(|_| error))
             .map_err(decode)?;
         let expected = coset::RegisteredLabelWithPrivate::Assigned(algorithm(key.curve()));
         if message.protected.header.alg.as_ref() != Some(&expected) {
-            let found = message.protected.header.alg.as_ref().map_or("missing".to_owned(), |alg| format!("{alg:?}"));
+            let found = message.protected.header.alg.as_ref().map_or("missing".to_owned(), algorithm_name);
             return Err(CoseError::Algorithm { found, curve: key.curve() });
         }
         message.verify_signature(&[], |signature, bytes| key.verify(bytes, signature))?;
         let payload = message.payload.unwrap_or_default();
-        ciborium::from_reader(payload.as_slice()).map_err(|error| CoseError::Payload { reason: error.to_string() })
+        ciborium::from_reader(payload.as_slice()).map_err(|error| CoseError::Payload { reason: cbor_reason(&error) })
+    }
+}
+
+/// An algorithm by its name, or by its number if it has none.
+fn algorithm_name(algorithm: &coset::Algorithm) -> String {
+    match algorithm {
+        coset::RegisteredLabelWithPrivate::Assigned(assigned) => format!("{assigned:?}"),
+        coset::RegisteredLabelWithPrivate::PrivateUse(number) => number.to_string(),
+        coset::RegisteredLabelWithPrivate::Text(text) => text.escape_debug().to_string(),
     }
 }
 
 /// A signature that is to be made over a PCR0.
+///
+/// ```
+/// use eif::signing::{Request, SigningKey};
+///
+/// # let certificate = std::fs::read("../eif-cli/tests/keys/p256.pem")?;
+/// # let key = std::fs::read("../eif-cli/tests/keys/p256.key.pem")?;
+/// let image = eif::Writer::new(b"a bzImage".to_vec(), "console=ttyS0").ramdisk(vec![1]);
+/// let request = Request::new(&image.measurements().pcr0, &certificate)?;
+/// // With a key at hand. With a key in hardware, `to_be_signed` goes there, and `finish` takes what comes back.
+/// let section = request.sign(&SigningKey::from_pem(&key)?)?;
+/// let signed = image.signature(section).to_vec()?;
+/// # assert!(eif::BootImage::read(std::io::Cursor::new(signed))?.signing_entry.is_some());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Request {
     certificate_pem: Vec<u8>,

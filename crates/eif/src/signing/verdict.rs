@@ -43,6 +43,23 @@ impl Check {
 
 /// Checks the signature of an image, as of a moment. With roots, the chain must end at one of them; without, it is followed as
 /// far as the certificates in the image reach. An unsigned image gets no checks.
+///
+/// ```
+/// use eif::signing::{self, Certificate, Outcome, Request, SigningKey};
+///
+/// # let certificate = std::fs::read("../eif-cli/tests/keys/p384.pem")?;
+/// # let key = SigningKey::from_pem(&std::fs::read("../eif-cli/tests/keys/p384.key.pem")?)?;
+/// # let image = eif::Writer::new(b"a bzImage".to_vec(), "").ramdisk(vec![1]);
+/// # let section = Request::new(&image.measurements().pcr0, &certificate)?.sign(&key)?;
+/// # let file = std::io::Cursor::new(image.signature(section).to_vec()?);
+/// let described = eif::Description::read(file)?;
+/// let roots = Certificate::all_from_pem(&certificate)?;
+/// let checks = signing::check_signature(&described, &roots, std::time::SystemTime::now());
+/// let names: Vec<&str> = checks.iter().map(|check| check.name).collect();
+/// assert_eq!(names, ["certificate", "signature", "signed PCR0", "validity", "chain"]);
+/// assert!(checks.iter().all(|check| check.outcome == Outcome::Passed));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn check_signature(description: &Description, roots: &[Certificate], moment: SystemTime) -> Vec<Check> {
     let Some(entry) = &description.signing_entry else {
         return match &description.signature {

@@ -76,6 +76,8 @@ impl Snapshot {
             cpl,
             shadow,
             nmi_blocked,
+            // Delivered before the first block of a run.
+            acknowledged_interrupt: _,
             halted,
             pdptes,
             fpu,

@@ -38,7 +38,7 @@ const MAX_CODE: usize = 320 * MAX_OPS;
 const LEAST_ARENA: usize = 8 * MAX_CODE;
 
 /// Most instructions that generated code runs before it looks at what waits: a few microseconds.
-const SLICE: u64 = 4096;
+const SLICE: u64 = 16384;
 
 /// Entries into generated code after which [`Debugging::flushes`](crate::run::Debugging::flushes) forgets everything.
 const ENTRIES_BETWEEN_FLUSHES: u64 = 331;

@@ -5,17 +5,17 @@
 
 use std::mem::offset_of;
 
-use iced_x86::{Decoder, DecoderOptions};
-
-use super::classify::{ALL, Classified, Template, classify};
+use super::classify::{Classified, Template};
 use super::emit::{Emitter, Form, Jump, Rm, host};
 use super::flow::{Far, Link, PendingLink, Return, SideExit};
+use super::held::Held;
 use super::parse::{NOT, Operands, Parts};
 use super::reuse::{self, Access, Retry, Role};
 use super::runtime::{Site, Stubs};
 use super::state::NativeState;
-use super::trace::{Next, Part};
-use super::vector::{Load, Vectors};
+use super::steps::{Within, steps};
+use super::trace::Part;
+use super::vector::Load;
 use super::vector_state::Loaded;
 use crate::core::{Core, DecodeMode, GPR_PAGE, GPR_ZERO, seg};
 use crate::op::{Mem, Op};
@@ -123,6 +123,8 @@ pub(super) struct Slow {
     pub(super) back: Option<usize>,
     /// The flags are to be in the host's again.
     pub(super) restore: bool,
+    /// A guest's register is to be in a scratch register too.
+    pub(super) reload: Option<(u8, u8)>,
     /// And so are these.
     pub(super) loaded: Loaded,
 }
@@ -148,6 +150,7 @@ pub(super) struct Generator<'a> {
     pub(super) e: Emitter,
     pub(super) stubs: &'a Stubs,
     pub(super) flags: Flags,
+    held: Held,
     /// What is surely in the host's registers.
     pub(super) loaded: Loaded,
     /// How each instruction's operand is found.
@@ -178,78 +181,6 @@ pub(super) struct Source<'a> {
     pub(super) alone: bool,
 }
 
-/// An instruction of the translation.
-pub(super) struct Step<'a> {
-    pub(super) c: Classified<'a>,
-    pub(super) op: &'a Op,
-    pub(super) bytes: &'a [u8],
-    /// Where its block stands.
-    place: Place,
-    /// Instructions of the blocks behind its own, and their operands that were counted.
-    rest: usize,
-    rest_accesses: u32,
-    /// It is a jump to the next block.
-    within: Option<Within>,
-}
-
-/// A jump within a translation.
-#[derive(Clone, Copy)]
-enum Within {
-    Always,
-    /// It leaves if this condition holds, for this address.
-    Unless(u8, u64),
-}
-
-/// Classifies all instructions, and finds out which flags are live.
-fn steps<'a>(parts: &'a [Part<'a>], mode: DecodeMode, precise: bool) -> Option<Vec<Step<'a>>> {
-    let count: usize = parts.iter().map(|part| part.ops.len()).sum();
-    let mut rest_accesses: u32 = parts.iter().map(|part| part.accesses).sum();
-    let mut vectors = Vectors::new(mode);
-    let mut steps: Vec<Step<'_>> = Vec::with_capacity(count);
-    for part in parts {
-        let mut decoder = Decoder::with_ip(64, part.bytes, part.place.rip(), DecoderOptions::NONE);
-        let rest = count - steps.len() - part.ops.len();
-        rest_accesses -= part.accesses;
-        for (n, op) in part.ops.iter().enumerate() {
-            let start = usize::from(op.offset);
-            let instruction = decoder.decode();
-            let bytes = part.bytes.get(start..start + usize::from(op.len))?;
-            if instruction.len() != bytes.len() {
-                return None;
-            }
-            let last = n + 1 == part.ops.len();
-            let mut c = classify(instruction, bytes, op, last, &mut vectors);
-            let within = if last { within(&mut c, part.next)? } else { None };
-            steps.push(Step { c, op, bytes, place: part.place, rest, rest_accesses, within });
-        }
-    }
-    let mut live = ALL;
-    for Step { c, .. } in steps.iter_mut().rev() {
-        c.live_after = live;
-        live = if precise && c.may_fault() { ALL } else { c.read | live & !c.kill };
-        c.live_before = live;
-    }
-    Some(steps)
-}
-
-/// The jump at a block's end, if there is a next block in the translation; `None` if it is no such jump.
-fn within(c: &mut Classified<'_>, next: Next) -> Option<Option<Within>> {
-    let after = c.instruction.next_ip();
-    let within = match (next, c.template) {
-        (Next::Nowhere, _) => return Some(None),
-        (Next::Jump, Template::Jump { .. }) => Within::Always,
-        // The opposite of a condition differs in its lowest bit (SDM vol. 2, appendix B.1.4.7).
-        (Next::Taken, Template::JumpIf { condition, .. }) => Within::Unless(condition ^ 1, after),
-        (Next::NotTaken, Template::JumpIf { condition, target }) => Within::Unless(condition, target),
-        _ => return None,
-    };
-    if matches!(within, Within::Unless(..)) {
-        // Where it leaves for, all flags may be read.
-        c.read = ALL;
-    }
-    Some(Some(within))
-}
-
 /// Generates what `source` says, to be placed at the addresses `base` and `cold_base`; `first_link` is the number of its first link.
 /// `precise`: faults see all flags, also those that nothing else will.
 pub(super) fn generate(
@@ -266,6 +197,7 @@ pub(super) fn generate(
         e: Emitter::new(base),
         stubs,
         flags: Flags::Host,
+        held: Held::NOTHING,
         loaded: Loaded::Nothing,
         roles: reuse::plan(&steps),
         retries: Vec::new(),
@@ -357,10 +289,22 @@ impl Generator<'_> {
 
     /// The register's value in a host register: its own, or `scratch`.
     pub(super) fn value(&mut self, guest: u8, scratch: u8) -> u8 {
-        PINNED[usize::from(guest)].unwrap_or_else(|| {
+        if let Some(own) = PINNED[usize::from(guest)] {
+            return own;
+        }
+        let mut held = self.held.now(&self.e);
+        let other = if scratch == host::A { host::B } else { host::A };
+        if held.has(scratch, guest) {
+            return scratch;
+        }
+        if held.has(other, guest) {
+            self.e.mov(scratch, other);
+        } else {
             self.e.load(scratch, slot(guest));
-            scratch
-        })
+        }
+        held.put(scratch, guest);
+        self.held = held.at(&self.e);
+        scratch
     }
 
     /// Puts what is in `from` into the guest's register.
@@ -368,8 +312,18 @@ impl Generator<'_> {
         match PINNED[usize::from(guest)] {
             Some(to) if to == from => {}
             Some(to) => self.e.mov(to, from),
-            None => self.e.store(slot(guest), from),
+            None => self.store_held(guest, from),
         }
+    }
+
+    /// Stores what a scratch register holds as the guest's register, which may be found there until something else is emitted.
+    fn store_held(&mut self, guest: u8, scratch: u8) {
+        let mut held = self.held.now(&self.e);
+        self.e.store(slot(guest), scratch);
+        // The other one may hold what the register was before.
+        held.forget(guest);
+        held.put(scratch, guest);
+        self.held = held.at(&self.e);
     }
 
     /// An address that is known but for the page, as [`Place::rip`] gives it, into `to`; the flags stay.
@@ -629,6 +583,7 @@ impl Generator<'_> {
     /// What went out of line last comes back here.
     pub(super) fn slow_back(&mut self) {
         let here = self.e.code.len();
+        self.held = Held::NOTHING;
         if let Some(slow) = self.slow.last_mut() {
             slow.back = Some(here);
         }
@@ -636,7 +591,7 @@ impl Generator<'_> {
 
     pub(super) fn slow_end(&mut self, jumps: Vec<Jump>, op: &Op, n: usize) {
         let site = self.site(op, n, true);
-        self.slow.push(Slow { jumps, site, back: None, restore: false, loaded: Loaded::Nothing });
+        self.slow.push(Slow { jumps, site, back: None, restore: false, reload: None, loaded: Loaded::Nothing });
     }
 
     /// Eight bytes below the stack pointer.
@@ -664,7 +619,7 @@ impl Generator<'_> {
         let mut operand = |g: &mut Self, guest: u8, access: super::parse::Access, byte: bool, scratch: u8| {
             PINNED[usize::from(guest)].unwrap_or_else(|| {
                 if access.read || merges(byte) {
-                    g.e.load(scratch, slot(guest));
+                    g.value(guest, scratch);
                 }
                 if access.write {
                     to_store.push((guest, scratch));
@@ -686,7 +641,9 @@ impl Generator<'_> {
         } else if high(operands.byte_rm, parts.rm) {
             Rm::Reg(parts.rm)
         } else {
-            Rm::Reg(operand(self, parts.rm, operands.rm, operands.byte_rm, host::A))
+            // One register twice stays one register: XOR of a register with itself waits for nothing.
+            let twice = operands.reg != NOT && parts.reg == parts.rm && !high(operands.byte_reg, parts.reg);
+            Rm::Reg(operand(self, parts.rm, operands.rm, operands.byte_rm, if twice { host::B } else { host::A }))
         };
         let prefix = if parts.word { 0x66 } else { parts.repeat };
         let form = Form {
@@ -699,8 +656,8 @@ impl Generator<'_> {
         };
         self.e.modrm(form, reg, rm);
         self.e.bytes(parts.immediate);
-        for (guest, scratch) in to_store {
-            self.e.store(slot(guest), scratch);
+        for &(guest, scratch) in &to_store {
+            self.store_held(guest, scratch);
         }
         if c.touches {
             self.flags = Flags::Host;
@@ -708,12 +665,14 @@ impl Generator<'_> {
             self.flags = Flags::Memory;
         }
         if parts.memory {
+            let held = self.held;
             self.slow_back();
-            if c.touches
-                && c.live_after != 0
-                && let Some(slow) = self.slow.last_mut()
-            {
-                slow.restore = true;
+            if let Some(slow) = self.slow.last_mut() {
+                slow.restore = c.touches && c.live_after != 0;
+                slow.reload = to_store.first().copied();
+            }
+            if !to_store.is_empty() {
+                self.held = held;
             }
         }
     }
@@ -731,6 +690,9 @@ impl Generator<'_> {
                     self.call_load(slow.loaded);
                     if slow.restore {
                         self.restore_flags();
+                    }
+                    if let Some((guest, scratch)) = slow.reload {
+                        self.e.load(scratch, slot(guest));
                     }
                     let jump = self.e.jump();
                     self.e.aim(jump, back);

@@ -19,6 +19,7 @@ mod emit;
 mod flow;
 mod generate;
 mod gs_base;
+mod held;
 mod jumps;
 mod parse;
 mod perf_map;
@@ -27,6 +28,7 @@ mod reuse;
 mod reuse_tests;
 mod runtime;
 mod state;
+mod steps;
 #[cfg(test)]
 mod tests;
 mod trace;

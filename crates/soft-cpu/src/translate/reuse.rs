@@ -14,7 +14,8 @@ use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind};
 
 use super::classify::{Classified, Template};
 use super::emit::{Form, Jump, Rm, host};
-use super::generate::{Generator, Slow, Step, core_field, field};
+use super::generate::{Generator, Slow, core_field, field};
+use super::steps::Step;
 use crate::core::{GPR_ZERO, seg};
 use crate::op::{Mem, Op};
 
@@ -242,7 +243,7 @@ impl Generator<'_> {
     pub(super) fn locate(&mut self, access: Access, alignment: usize, op: &Op, n: usize) -> i32 {
         let site = self.site(op, n, true);
         let slow = self.slow.len();
-        self.slow.push(Slow { jumps: Vec::new(), site, back: None, restore: false, loaded: self.loaded });
+        self.slow.push(Slow { jumps: Vec::new(), site, back: None, restore: false, reload: None, loaded: self.loaded });
         let distance = match self.roles[n] {
             Role::Alone => {
                 self.linear_address(&access.mem);

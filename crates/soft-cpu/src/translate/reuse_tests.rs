@@ -5,10 +5,12 @@ use x86::gpr;
 use super::vector_tests::{DATA, both_ways};
 use crate::run::Exit;
 
-struct Random(u64);
+/// A generator of numbers that repeat.
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
+    /// A number below `limit`.
+    pub(super) fn below(&mut self, limit: u64) -> u64 {
         self.0 = self.0.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
         (self.0 >> 33) % limit
     }

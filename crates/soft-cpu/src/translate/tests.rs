@@ -21,7 +21,12 @@ fn chain(blocks: usize) -> Vec<u8> {
         // ADD RAX, 1; JMP to the next instruction.
         code.extend([0x48, 0x83, 0xc0, 0x01, 0xeb, 0x00]);
     }
-    // DEC RCX; JNZ to the start; HLT.
+    close_loop(code)
+}
+
+/// Makes a loop of `code`, RCX times, then HLT.
+pub(super) fn close_loop(mut code: Vec<u8>) -> Vec<u8> {
+    // DEC RCX; JNZ to the start.
     code.extend([0x48, 0xff, 0xc9, 0x0f, 0x85]);
     let displacement = -(code.len() as i32 + 4);
     code.extend(displacement.to_le_bytes());

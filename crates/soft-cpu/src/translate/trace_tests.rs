@@ -2,11 +2,11 @@
 
 use x86::gpr;
 
+use super::reuse_tests::Random;
+use super::tests::close_loop;
 use super::vector_tests::both_ways;
 use crate::run::{Cpu, Exit, TranslatorMode};
 use crate::testing::long_mode;
-
-const HLT: u8 = 0xf4;
 
 /// What stands between the jumps: ADC, SBB, RCL and SETC see the flags of before, in registers and in memory.
 const BODIES: [&[u8]; 10] = [
@@ -25,17 +25,8 @@ const BODIES: [&[u8]; 10] = [
     &[0x50, 0x5a],
 ];
 
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-        (self.0 >> 33) % limit
-    }
-
-    fn bodies(&mut self) -> Vec<u8> {
-        (0..=self.below(3)).flat_map(|_| BODIES[self.below(BODIES.len() as u64) as usize]).copied().collect()
-    }
+fn bodies(random: &mut Random) -> Vec<u8> {
+    (0..=random.below(3)).flat_map(|_| BODIES[random.below(BODIES.len() as u64) as usize]).copied().collect()
 }
 
 /// RCX times so many pieces that are jumped over or not, by a bit of R8, which changes each time.
@@ -45,7 +36,7 @@ fn program(random: &mut Random, pieces: usize) -> Vec<u8> {
         // IMUL R8, R8, constant; ADD R8, constant; BT R8, bit
         code.extend([0x4d, 0x69, 0xc0, 0x2d, 0x7f, 0x95, 0x4c, 0x49, 0x81, 0xc0, 0x4f, 0x81, 0x67, 0x37]);
         code.extend([0x49, 0x0f, 0xba, 0xe0, 20 + random.below(40) as u8]);
-        let body = random.bodies();
+        let body = bodies(random);
         // JC or JNC over the piece, sometimes with a JMP at its end to the next instruction.
         let skipped = body.len() as u8 + if random.below(3) == 0 { 2 } else { 0 };
         code.extend([0x72 | random.below(2) as u8, skipped]);
@@ -53,14 +44,9 @@ fn program(random: &mut Random, pieces: usize) -> Vec<u8> {
         if usize::from(skipped) > body.len() {
             code.extend([0xeb, 0x00]);
         }
-        code.extend(random.bodies());
+        code.extend(bodies(random));
     }
-    // DEC RCX; JNZ to the start; HLT.
-    code.extend([0x48, 0xff, 0xc9, 0x0f, 0x85]);
-    let displacement = -(code.len() as i32 + 4);
-    code.extend(displacement.to_le_bytes());
-    code.push(HLT);
-    code
+    close_loop(code)
 }
 
 #[test]
@@ -82,8 +68,7 @@ fn run(cpu: &mut Cpu) -> (u64, u64) {
 #[test]
 fn a_straight_loop_of_many_blocks_is_a_few_traces() {
     // ADD RAX, 1; JMP to the next instruction, 40 times; DEC RCX; JNZ; HLT.
-    let mut code: Vec<u8> = [0x48, 0x83, 0xc0, 0x01, 0xeb, 0x00].repeat(40);
-    code.extend([0x48, 0xff, 0xc9, 0x0f, 0x85, 0x07, 0xff, 0xff, 0xff, HLT]);
+    let code = close_loop([0x48, 0x83, 0xc0, 0x01, 0xeb, 0x00].repeat(40));
     let mut cpu = long_mode(&code);
     cpu.set_translator(TranslatorMode::On { threshold: 8, precise: false });
     let (instructions, translated) = run(&mut cpu);

@@ -111,6 +111,12 @@ pub(crate) static KEYS: &[Key] = &[
     Key::new("machine.accel", "auto|soft|kvm", "processor backend [auto]; --accel", |s, g, b| {
         put(&mut s.board.accel, g, b)
     }),
+    Key::new(
+        "machine.kernel-irqchip",
+        "split|on|off",
+        "interrupt controllers in the kernel, kvm only: local APICs, all, none [split]",
+        |s, g, b| put(&mut s.board.kernel_irqchip, g, b),
+    ),
     Key::new("machine.translator", SWITCH, "guest code translated to host code, soft only [auto: on]", |s, g, b| {
         s.board.translator = translator(OnOffAuto::from_given(g, b)?, microvm::TRANSLATOR_AVAILABLE)?;
         Ok(())

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use microvm::{AccelChoice, Decompress, OnOffAuto, OnReboot};
+use microvm::{AccelChoice, Decompress, KernelIrqchip, OnOffAuto, OnReboot};
 use nitro_enclave::{AuthorityChoice, MapForm};
 use vsock::Forward;
 
@@ -130,6 +130,17 @@ impl FromGiven for MachineType {
 impl FromGiven for AccelChoice {
     fn from_given(given: &Given, _: &Path) -> Result<Self, Refusal> {
         choice(given, &[("auto", Self::Auto), ("soft", Self::Soft), ("kvm", Self::Kvm)])
+    }
+}
+
+impl FromGiven for KernelIrqchip {
+    fn from_given(given: &Given, _: &Path) -> Result<Self, Refusal> {
+        match given {
+            // A TOML file may say true and false, as for the board's switches.
+            Given::Boolean(true) => Ok(Self::On),
+            Given::Boolean(false) => Ok(Self::Off),
+            _ => choice(given, &[("split", Self::Split), ("on", Self::On), ("off", Self::Off)]),
+        }
     }
 }
 

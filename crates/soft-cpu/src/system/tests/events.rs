@@ -211,6 +211,21 @@ fn an_nmi_blocks_the_next_until_iretq() {
 }
 
 #[test]
+fn an_interrupt_that_was_acknowledged_before_a_move_comes_first_and_once() {
+    let mut cpu = machine(&[0xf4]);
+    let mut state = cpu.core.save_state();
+    (state.acknowledged_interrupt, state.activity) = (Some(0x33), x86::Activity::Halted);
+    cpu.core.load_state(&state);
+    assert_eq!(
+        cpu.core.save_state().acknowledged_interrupt,
+        Some(0x33),
+        "another move before the first run loses nothing"
+    );
+    assert_eq!(vector(&mut cpu), 0x33);
+    assert_eq!(cpu.core.save_state().acknowledged_interrupt, None);
+}
+
+#[test]
 fn a_hypercall_gets_its_arguments_and_an_unknown_one_is_ud() {
     // vmmcall; hlt
     let mut cpu = machine(&[0x0f, 0x01, 0xd9, 0xf4]);
