@@ -8,6 +8,7 @@
 //! beside those that it uses.
 
 use std::io::Read;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -203,12 +204,12 @@ fn system_calls(contender: &Command, log: &Path) -> Result<Option<usize>> {
 
 /// As [`start`], of a program that has the contender for a child, with which it ends.
 fn start_traced(command: &mut Command) -> Result<()> {
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
     let mut child = command.spawn().map_err(|source| start_error(command, source))?;
     let mut byte = [0];
     let came = child.stdout.as_mut().is_some_and(|stdout| stdout.read_exact(&mut byte).is_ok());
-    // strace passes SIGTERM on by ending its child.
-    command::run(Command::new("kill").arg(child.id().to_string()))?;
+    // Both at once: strace alone would leave its child running.
+    command::run(Command::new("kill").args(["-KILL", "--"]).arg(format!("-{}", child.id())))?;
     child.wait().map_err(|source| start_error(command, source))?;
     if came {
         Ok(())
