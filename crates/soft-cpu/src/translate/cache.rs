@@ -354,7 +354,7 @@ impl Translator {
                 && translation.mode == block.mode()
                 && translation.place == place(core, block.mode())
                 && page.is_some_and(|page| *page == translation.page as usize)
-                && self.pages[translation.page as usize].epoch == translation.epoch
+                && self.is_of_its_epoch(translation)
         };
         let own = (block.native.translation.get() as usize).checked_sub(1).and_then(|at| self.translations.get(at));
         own.is_some_and(good) || self.translations.iter().any(good)
@@ -393,8 +393,8 @@ impl Translator {
             None if core.native.interpret => &mut exits.interpreted,
             None if by_handler && core.has_attention() => &mut exits.attention,
             None if by_handler => &mut exits.changes,
-            // Not enough was left for another block; a jump to another page that missed just then counts here too.
-            None if self.left_by == 0 && core.native.slice < MAX_BLOCK_OPS as i32 => &mut exits.slices,
+            // Not enough was left for another translation; a jump to another page that missed just then counts here too.
+            None if self.left_by == 0 && core.native.slice < MAX_OPS as i32 => &mut exits.slices,
             None => &mut exits.jumps,
         }
     }
