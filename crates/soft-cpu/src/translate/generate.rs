@@ -128,6 +128,8 @@ pub(super) struct Slow {
     pub(super) reload: Option<(u8, u8)>,
     /// And so are these.
     pub(super) loaded: Loaded,
+    /// And this place's address is to be in the first scratch register: see [`Generator::found`].
+    pub(super) place: Option<u8>,
 }
 
 /// A block in host code.
@@ -152,6 +154,8 @@ pub(super) struct Generator<'a> {
     pub(super) stubs: &'a Stubs,
     pub(super) flags: Flags,
     held: Held,
+    /// The place whose address is in the first scratch register, if it has one at all; known for as long as the emitter has written that so often.
+    pub(super) found: Option<(u8, u32)>,
     /// What is surely in the host's registers.
     pub(super) loaded: Loaded,
     /// How each instruction's operand is found.
@@ -201,6 +205,7 @@ pub(super) fn generate(
         stubs,
         flags: Flags::Host,
         held: Held::NOTHING,
+        found: None,
         loaded: Loaded::Nothing,
         roles: reuse::plan(&steps, width),
         retries: Vec::new(),
@@ -599,12 +604,15 @@ impl Generator<'_> {
         self.held = Held::NOTHING;
         if let Some(slow) = self.slow.last_mut() {
             slow.back = Some(here);
+            if slow.place.is_none() {
+                self.found = None;
+            }
         }
     }
 
     pub(super) fn slow_end(&mut self, jumps: Vec<Jump>, op: &Op, n: usize) {
         let site = self.site(op, n, true);
-        self.slow.push(Slow { jumps, site, back: None, restore: false, reload: None, loaded: Loaded::Nothing });
+        self.slow.push(Slow { jumps, site, back: None, restore: false, reload: None, loaded: Loaded::Nothing, place: None });
     }
 
     /// The word below the stack pointer.
@@ -735,6 +743,9 @@ impl Generator<'_> {
                     self.call_load(slow.loaded);
                     if slow.restore {
                         self.restore_flags();
+                    }
+                    if let Some(place) = slow.place {
+                        self.e.load(host::A, reuse::place_field(place));
                     }
                     if let Some((guest, scratch)) = slow.reload {
                         self.e.load(scratch, slot(guest));

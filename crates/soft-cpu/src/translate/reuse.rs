@@ -8,7 +8,9 @@
 //! It is sound because nothing takes a translation back while a block runs: TLBs are flushed by handlers, behind whose calls a block starts anew here, and between
 //! runs of generated code, where also what other CPUs ask for is done.
 //!
-//! DEVNOTE: keeping the host address in a register would save its load, but there is none to spare; a pinned register given up for it costs more elsewhere.
+//! The host address stays in the first scratch register until something else needs that; then only whether it is there is looked at, off the path that the operand waits for.
+//!
+//! DEVNOTE: keeping it in a register of its own would save its load, but there is none to spare; a pinned register given up for it costs more elsewhere.
 
 use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind};
 
@@ -250,7 +252,8 @@ pub(super) struct Retry {
     slow: usize,
 }
 
-fn place_field(place: u8) -> Rm {
+/// Where a place's address is kept.
+pub(super) fn place_field(place: u8) -> Rm {
     core_field(field::PLACES + usize::from(place) * 8)
 }
 
@@ -260,7 +263,12 @@ impl Generator<'_> {
     pub(super) fn locate(&mut self, access: Access, alignment: usize, op: &Op, n: usize) -> i32 {
         let site = self.site(op, n, true);
         let slow = self.slow.len();
-        self.slow.push(Slow { jumps: Vec::new(), site, back: None, restore: false, reload: None, loaded: self.loaded });
+        let place = match self.roles[n] {
+            Role::Alone => None,
+            Role::First { place, .. } | Role::Later { place, .. } => Some(place),
+        };
+        let (jumps, loaded) = (Vec::new(), self.loaded);
+        self.slow.push(Slow { jumps, site, back: None, restore: false, reload: None, loaded, place });
         let distance = match self.roles[n] {
             Role::Alone => {
                 let past_the_end = self.linear_address(&access.mem, access.size);
@@ -278,15 +286,22 @@ impl Generator<'_> {
                 distance
             }
             Role::Later { place, distance } => {
-                self.e.load(host::A, place_field(place));
-                // TEST
-                self.e.modrm(Form::long(0x85), host::A, Rm::Reg(host::A));
+                if self.found == Some((place, self.e.writes_of_a)) {
+                    // CMP: the address is there, but may have been found for another operand alone.
+                    self.e.modrm(Form::long(0x83), 7, place_field(place));
+                    self.e.bytes(&[0]);
+                } else {
+                    self.e.load(host::A, place_field(place));
+                    // TEST
+                    self.e.modrm(Form::long(0x85), host::A, Rm::Reg(host::A));
+                }
                 let jump = self.e.jump_if(4);
                 let back = self.e.code.len();
                 self.retries.push(Retry { jump, past_the_end: None, access, empties: None, distance, back, slow });
                 distance
             }
         };
+        self.found = place.map(|place| (place, self.e.writes_of_a));
         if alignment > 1 {
             let mask = alignment as u8 - 1;
             let mut at = host::A;

@@ -263,6 +263,7 @@ impl Generator<'_> {
             return;
         }
         self.keep_flags(live);
+        self.found = None;
         let missing = vector_state::emit_check(&mut self.e, wanted);
         self.loads.push(Load { missing, wanted, back: self.e.code.len(), n, rip });
         self.loaded = wanted;
@@ -302,6 +303,9 @@ impl Generator<'_> {
             }
         }
         vector.emit(&mut self.e, distance);
+        if vector.general.iter().flatten().any(|general| general.write && general.host == host::A) {
+            self.found = None;
+        }
         for general in vector.general.iter().flatten() {
             if general.write && PINNED[usize::from(general.guest)].is_none() {
                 self.e.store(slot(general.guest), general.host);
