@@ -612,7 +612,15 @@ impl Generator<'_> {
 
     pub(super) fn slow_end(&mut self, jumps: Vec<Jump>, op: &Op, n: usize) {
         let site = self.site(op, n, true);
-        self.slow.push(Slow { jumps, site, back: None, restore: false, reload: None, loaded: Loaded::Nothing, place: None });
+        self.slow.push(Slow {
+            jumps,
+            site,
+            back: None,
+            restore: false,
+            reload: None,
+            loaded: Loaded::Nothing,
+            place: None,
+        });
     }
 
     /// The word below the stack pointer.
