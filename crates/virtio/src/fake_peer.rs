@@ -69,6 +69,13 @@ impl FakePeer {
     }
 }
 
+/// A message of the front end.
+struct Message {
+    request: u32,
+    payload: Vec<u8>,
+    descriptors: Vec<OwnedFd>,
+}
+
 /// A piece of the guest's memory: where the front end has it, and where it is in the file.
 struct Region {
     front_end: u64,
@@ -130,14 +137,14 @@ fn long(bytes: &[u8], at: usize) -> u64 {
 
 impl Connection {
     fn run(&mut self) -> io::Result<()> {
-        while let Some((request, payload, descriptors)) = self.receive()? {
-            self.answer(request, &payload, descriptors)?;
+        while let Some(message) = self.receive()? {
+            self.answer(message)?;
         }
         self.stop()
     }
 
     /// The next message, or nothing at the connection's end.
-    fn receive(&mut self) -> io::Result<Option<(u32, Vec<u8>, Vec<OwnedFd>)>> {
+    fn receive(&mut self) -> io::Result<Option<Message>> {
         let mut header = [0; HEADER];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -155,7 +162,7 @@ impl Connection {
         self.stream.read_exact(&mut header[received.bytes..])?;
         let mut payload = vec![0; word(&header, 2) as usize];
         self.stream.read_exact(&mut payload)?;
-        Ok(Some((word(&header, 0), payload, descriptors)))
+        Ok(Some(Message { request: word(&header, 0), payload, descriptors }))
     }
 
     fn reply(&mut self, request: u32, payload: &[u8]) -> io::Result<()> {
@@ -163,9 +170,10 @@ impl Connection {
         self.stream.write_all(&[&header, payload].concat())
     }
 
-    fn answer(&mut self, request: u32, payload: &[u8], descriptors: Vec<OwnedFd>) -> io::Result<()> {
+    fn answer(&mut self, Message { request, payload, descriptors }: Message) -> io::Result<()> {
+        let payload = payload.as_slice();
         let is = |expected: FrontendReq| request == expected as u32;
-        let first = descriptors.into_iter().map(File::from).collect::<Vec<_>>();
+        let mut files = descriptors.into_iter().map(File::from);
         let of_transmit = word(payload, 0) as u8 as usize == TRANSMIT;
         if is(FrontendReq::GET_FEATURES) {
             self.reply(request, &(features::VERSION_1 | PROTOCOL_FEATURES).to_le_bytes())?;
@@ -177,16 +185,16 @@ impl Connection {
             let header = payload.get(..HEADER).ok_or_else(|| invalid("a short message"))?;
             self.reply(request, &[header, &u64::from(self.guest_cid).to_le_bytes()].concat())?;
         } else if is(FrontendReq::SET_MEM_TABLE) {
-            self.memory = regions(payload, first);
+            self.memory = regions(payload, files);
         } else if is(FrontendReq::SET_VRING_NUM) && of_transmit {
             self.vring.size = word(payload, 1) as u16;
         } else if is(FrontendReq::SET_VRING_ADDR) && of_transmit {
             self.vring.used = Some(self.place(long(payload, 16))?);
             self.vring.available = Some(self.place(long(payload, 24))?);
         } else if is(FrontendReq::SET_VRING_KICK) && of_transmit {
-            self.vring.kick = first.into_iter().next();
+            self.vring.kick = files.next();
         } else if is(FrontendReq::SET_VRING_CALL) && of_transmit {
-            self.vring.call = first.into_iter().next();
+            self.vring.call = files.next();
         } else if is(FrontendReq::SET_VRING_ENABLE) && of_transmit {
             self.start()?;
         } else if is(FrontendReq::GET_VRING_BASE) {
@@ -224,7 +232,7 @@ impl Connection {
 }
 
 /// The regions of a memory table: their number, padding, and for each its guest-physical address, size, address in the front end, and offset in the file.
-fn regions(payload: &[u8], files: Vec<File>) -> Vec<Region> {
+fn regions(payload: &[u8], files: impl Iterator<Item = File>) -> Vec<Region> {
     let records = payload.get(8..).unwrap_or_default().chunks_exact(32);
     let region = |(record, file): (&[u8], File)| Region {
         size: long(record, 8),

@@ -54,8 +54,9 @@ fn redirect(a: &mut CodeAssembler, entry: u32) -> Result<(), IcedError> {
     a.mov(dword_ptr(rax + 0x10), entry as i32)
 }
 
-/// A driver of the socket device that is ready to transmit, and whose handlers leave their vector in [`FLAG`].
-fn driver(handler: Handler) -> Result<CodeAssembler, IcedError> {
+/// A driver of the socket device that is ready to transmit, and whose handlers leave their vector in [`FLAG`]. The first vector is open before the device starts, as in Linux: unmasking a level-triggered
+/// pin of a started device would be an interrupt by itself.
+fn driver(handler: Handler, trigger: u32) -> Result<CodeAssembler, IcedError> {
     let mut a = CodeAssembler::new(64)?;
     let mut start = a.create_label();
     a.jmp(start)?;
@@ -93,6 +94,7 @@ fn driver(handler: Handler) -> Result<CodeAssembler, IcedError> {
             register(&mut a, offset, value)?;
         }
     }
+    redirect(&mut a, trigger | VECTORS[0] as u32)?;
     register(&mut a, 0x70, 0xf)?;
     Ok(a)
 }
@@ -117,9 +119,8 @@ fn wait(a: &mut CodeAssembler) -> Result<(), IcedError> {
 
 /// Transmits `rounds` buffers one by one, and says that it is done.
 fn ping_pong(handler: Handler, trigger: u32, rounds: u32) -> Result<Vec<u8>, IcedError> {
-    let mut a = driver(handler)?;
+    let mut a = driver(handler, trigger)?;
     let mut next = a.create_label();
-    redirect(&mut a, trigger | VECTORS[0] as u32)?;
     a.mov(r12d, rounds)?;
     a.set_label(&mut next)?;
     transmit(&mut a)?;
@@ -135,7 +136,7 @@ fn ping_pong(handler: Handler, trigger: u32, rounds: u32) -> Result<Vec<u8>, Ice
 
 /// Says each vector that comes while it changes the pin's: one, the other, none while the pin is masked, and the first again when it is not.
 fn reprogrammer(trigger: u32) -> Result<Vec<u8>, IcedError> {
-    let mut a = driver(Handler::Whole)?;
+    let mut a = driver(Handler::Whole, trigger)?;
     for (vector, letter) in VECTORS.into_iter().zip([b'a', b'b']) {
         redirect(&mut a, trigger | vector as u32)?;
         transmit(&mut a)?;
