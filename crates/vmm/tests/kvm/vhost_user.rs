@@ -30,7 +30,7 @@ const USED: u64 = RINGS[TRANSMIT] + 0x2000;
 /// The vector of the last interrupt.
 const FLAG: u64 = 0x42_0000;
 /// How long a run may take on a busy host.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 /// Queue entries.
 const QUEUE_SIZE: u32 = 8;
 
