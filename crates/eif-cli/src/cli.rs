@@ -19,7 +19,7 @@ pub struct CommandLine {
     #[command(subcommand)]
     pub command: Command,
     /// Prints JSON in place of a table
-    #[arg(long, global = true)]
+    #[arg(long, global = true, display_order = 998)]
     pub json: bool,
 }
 
@@ -113,6 +113,7 @@ pub struct ExtractArgs {
 
 /// Arguments of `eif build`.
 #[derive(Debug, Clone, Args)]
+#[command(group = ArgGroup::new("contents").required(true))]
 pub struct BuildArgs {
     /// The kernel, a bzImage
     #[arg(long, value_name = "FILE")]
@@ -121,14 +122,14 @@ pub struct BuildArgs {
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub cmdline: String,
     /// A ramdisk, used as it is; may be repeated
-    #[arg(long, value_name = "FILE", required_unless_present = "application", conflicts_with = "application")]
+    #[arg(long, value_name = "FILE", group = "contents")]
     pub ramdisk: Vec<PathBuf>,
     /// A directory that becomes the application's root file system, in a second ramdisk after that of init
-    #[arg(long, value_name = "DIRECTORY", group = "application", requires = "init", requires = "command")]
+    #[arg(long, value_name = "DIRECTORY", groups = ["application", "contents"], requires = "init", requires = "command")]
     pub tree: Option<PathBuf>,
     /// A container image that becomes the application, in place of --tree: an OCI image layout (a directory, or a tar archive of
     /// one) or what `docker save` writes
-    #[arg(long, value_name = "PATH", group = "application", requires = "init")]
+    #[arg(long, value_name = "PATH", groups = ["application", "contents"], requires = "init")]
     pub container: Option<PathBuf>,
     /// With --container: the image's name, if there are several
     #[arg(long, value_name = "NAME", requires = "container")]
@@ -147,7 +148,7 @@ pub struct BuildArgs {
     #[arg(long = "cmd", value_name = "WORD", requires = "application", allow_hyphen_values = true)]
     pub command: Vec<String>,
     /// A variable of the application's environment, NAME=VALUE; may be repeated. With --container, beside the image's own
-    #[arg(long = "env", value_name = "NAME=VALUE", requires = "application")]
+    #[arg(long = "env", value_name = "NAME=VALUE", requires = "application", value_parser = variable)]
     pub environment: Vec<String>,
     /// The image's name, by default that of the output
     #[arg(long, value_name = "NAME")]
@@ -189,6 +190,14 @@ pub struct DiffArgs {
 pub struct CompletionsArgs {
     /// The shell
     pub shell: clap_complete::Shell,
+}
+
+/// A variable with its value: a name alone would set nothing.
+fn variable(text: &str) -> Result<String, &'static str> {
+    match text.split_once('=') {
+        Some((name, _)) if !name.is_empty() => Ok(text.to_owned()),
+        _ => Err("expected NAME=VALUE"),
+    }
 }
 
 impl CommandLine {

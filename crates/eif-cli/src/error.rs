@@ -120,6 +120,11 @@ impl Error {
     /// What to do about it, where the cause is known.
     fn hint(&self) -> Option<&'static str> {
         match self {
+            Self::Image { source: eif::Error::Read { source, .. }, .. }
+                if source.kind() == io::ErrorKind::NotSeekable =>
+            {
+                Some("an image is read from a file; a pipe's bytes are to be written to one first")
+            }
             Self::Image { source, .. } => source.hint(),
             Self::Resign { source: eif::ResignError::Image(source), .. } => source.hint(),
             Self::Container { source, .. } => source.hint(),

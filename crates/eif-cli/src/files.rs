@@ -41,7 +41,15 @@ pub(crate) struct Output {
 
 /// A file without a name, beside the one that will be written: where that has room, this has it too.
 pub(crate) fn nameless(beside: &Path) -> Result<File, Error> {
-    tempfile::tempfile_in(directory_of(beside)).map_err(error("create", beside))
+    tempfile::tempfile_in(directory_of(beside)).map_err(unnamed).map_err(error("create", beside))
+}
+
+/// What the system said of a temporary file, without the file's name, which the user never gave.
+fn unnamed(error: io::Error) -> io::Error {
+    match error.to_string().split_once(" at path \"") {
+        Some((said, _)) => io::Error::new(error.kind(), said.to_owned()),
+        None => error,
+    }
 }
 
 fn directory_of(path: &Path) -> &Path {
@@ -59,6 +67,7 @@ impl Output {
             .prefix(".eif-")
             .permissions(everyone)
             .tempfile_in(directory_of(path))
+            .map_err(unnamed)
             .map_err(error("create", path))?;
         Ok(Self { file, path: path.to_owned() })
     }

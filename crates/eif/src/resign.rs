@@ -18,7 +18,7 @@ use crate::output::Output;
 #[derive(Debug, Error)]
 pub enum ResignError {
     /// The image cannot be followed, or is damaged.
-    #[error("the image cannot be signed")]
+    #[error(transparent)]
     Image(#[from] Error),
     /// The version has no signatures.
     #[error("eif version {version} has no signatures, expected 3 or later")]

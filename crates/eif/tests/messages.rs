@@ -1,8 +1,13 @@
-//! Every error and every warning of the crate, with its full text and its hint, in `golden/messages.txt`. A variant that is not made
-//! here fails the test; `cargo xtask bless` rewrites the texts.
+//! Every error and every warning of the crate, with its full text and its hint, in `golden/messages.txt`. A variant that is not
+//! listed here does not compile, one that is not made here fails the test, and so does an enum of errors that is not here;
+//! `cargo xtask bless` rewrites the texts.
 
 #![cfg(all(feature = "ramdisks", feature = "signing"))]
 
+#[macro_use]
+mod support;
+
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io;
 use std::path::Path;
@@ -13,30 +18,33 @@ use eif::ramdisks::RamdiskError;
 use eif::signing::{CertificateError, CoseError, Curve, KeyError};
 use eif::{Error, ResignError, SectionKind, SignatureError, Warning, WriteError};
 
+use support::Variants;
+
 const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/messages.txt");
 
 fn io_error() -> io::Error {
     io::Error::other("what the system says")
 }
 
-/// The texts of one enum, whose variants in its source file are counted.
-fn texts<T: std::fmt::Debug + ToString>(all: &mut String, name: &str, source: &str, values: &[(T, Option<&str>)]) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(source);
-    let code = std::fs::read_to_string(path).unwrap();
-    let body = code.split_once(&format!("pub enum {name} {{\n")).unwrap().1.split_once("\n}\n").unwrap().0;
-    let variant = |value: &T| {
-        let text = format!("{value:?}");
-        text.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default().to_owned()
-    };
-    let mut made: Vec<String> = values.iter().map(|(value, _)| variant(value)).collect();
-    made.sort_unstable();
-    made.dedup();
-    // A variant is what stands, capitalized, at the first level.
-    let is_variant = |line: &&str| line.strip_prefix("    ").is_some_and(|rest| rest.starts_with(char::is_uppercase));
-    let expected = body.lines().filter(is_variant).count();
-    assert_eq!(made.len(), expected, "variants of {name} that are made here: {made:?}");
+variants!(SignatureError: TooLong Cbor Empty Pem);
+variants!(WriteError: NoRamdisk TooManySections Read Io);
+variants!(ResignError: Image Version Full Sign Write);
+variants!(KeyError: Pem Encrypted Curve Signature Mismatch);
+variants!(CertificateError: Pem Der Key Issuer Algorithm Signature);
+variants!(CoseError: Decode Algorithm Payload OtherKey Certificate Key Section);
+variants!(CpioError: Read Magic Number Name TooManyEntries);
+variants!(RamdiskError: Read Changed Special LineBreak Write);
+variants!(ContainerError:
+    Read Form Compressed Missing Part Json Digest Damaged Choice Platform Layers Layer NoCommand);
+variants!(LayerError: Read Outside Path Loop BelowFile HardLink Kind TooLarge TooMany);
+
+/// The texts of one enum.
+fn texts<T: Variants + ToString>(all: &mut String, values: &[(T, Option<&str>)]) {
+    let made: BTreeSet<&str> = values.iter().map(|(value, _)| value.variant()).collect();
+    let missing: Vec<_> = T::ALL.iter().filter(|name| !made.contains(*name)).collect();
+    assert!(missing.is_empty(), "variants of {} that are not made here: {missing:?}", T::NAME);
     for (value, hint) in values {
-        let _ = writeln!(all, "{name}::{}: {}", variant(value), value.to_string());
+        let _ = writeln!(all, "{}::{}: {}", T::NAME, value.variant(), value.to_string());
         if let Some(hint) = hint {
             let _ = writeln!(all, "  hint: {hint}");
         }
@@ -153,22 +161,22 @@ fn all_texts() -> String {
             (error, hint)
         })
         .collect();
-    texts(&mut all, "Error", "error.rs", &hinted);
-    texts(&mut all, "Warning", "warning.rs", &plain(warnings()));
+    texts(&mut all, &hinted);
+    texts(&mut all, &plain(warnings()));
     let signature = vec![
         SignatureError::TooLong { found: 40000 },
         SignatureError::Cbor { reason: "invalid type".to_owned() },
         SignatureError::Empty,
         SignatureError::Pem { reason: "there is no BEGIN CERTIFICATE line" },
     ];
-    texts(&mut all, "SignatureError", "signature.rs", &plain(signature));
+    texts(&mut all, &plain(signature));
     let write = vec![
         WriteError::NoRamdisk,
         WriteError::TooManySections { found: 33 },
         WriteError::Read { kind: SectionKind::Ramdisk, source: io_error() },
         WriteError::Io(io_error()),
     ];
-    texts(&mut all, "WriteError", "writer.rs", &plain(write));
+    texts(&mut all, &plain(write));
     let resign = vec![
         ResignError::Image(Error::ShortHeader { found: 4 }),
         ResignError::Version { version: 2 },
@@ -176,7 +184,7 @@ fn all_texts() -> String {
         ResignError::Sign(Box::new(io_error())),
         ResignError::Write(io_error()),
     ];
-    texts(&mut all, "ResignError", "resign.rs", &plain(resign));
+    texts(&mut all, &plain(resign));
     let key = vec![
         KeyError::Pem { reason: "there is no BEGIN PRIVATE KEY line" },
         KeyError::Encrypted,
@@ -184,7 +192,7 @@ fn all_texts() -> String {
         KeyError::Signature { curve: Curve::P384, found: 10 },
         KeyError::Mismatch,
     ];
-    texts(&mut all, "KeyError", "signing/keys.rs", &plain(key));
+    texts(&mut all, &plain(key));
     let certificate = vec![
         CertificateError::Pem { reason: "there is no BEGIN CERTIFICATE line" },
         CertificateError::Der { reason: "unexpected tag".to_owned() },
@@ -193,7 +201,7 @@ fn all_texts() -> String {
         CertificateError::Algorithm { found: "ED25519".to_owned() },
         CertificateError::Signature(KeyError::Mismatch),
     ];
-    texts(&mut all, "CertificateError", "signing/certificate.rs", &plain(certificate));
+    texts(&mut all, &plain(certificate));
     let cose = vec![
         CoseError::Decode { reason: "it ends early".to_owned() },
         CoseError::Algorithm { found: "missing".to_owned(), curve: Curve::P521 },
@@ -203,7 +211,7 @@ fn all_texts() -> String {
         CoseError::Key(KeyError::Mismatch),
         CoseError::Section(SignatureError::Empty),
     ];
-    texts(&mut all, "CoseError", "signing/cose.rs", &plain(cose));
+    texts(&mut all, &plain(cose));
     let cpio = vec![
         CpioError::Read(io_error()),
         CpioError::Magic { offset: 0x70, found: *b"070707" },
@@ -211,7 +219,7 @@ fn all_texts() -> String {
         CpioError::Name { offset: 0x70, found: 9000 },
         CpioError::TooManyEntries,
     ];
-    texts(&mut all, "CpioError", "cpio.rs", &plain(cpio));
+    texts(&mut all, &plain(cpio));
     let ramdisk = vec![
         RamdiskError::Read { path: "etc".into(), source: io_error() },
         RamdiskError::Changed { path: "etc/passwd".into() },
@@ -219,7 +227,7 @@ fn all_texts() -> String {
         RamdiskError::LineBreak { word: "a\nb".to_owned() },
         RamdiskError::Write(io_error()),
     ];
-    texts(&mut all, "RamdiskError", "ramdisks.rs", &plain(ramdisk));
+    texts(&mut all, &plain(ramdisk));
     let hinted: Vec<_> = container_errors()
         .into_iter()
         .map(|error| {
@@ -227,8 +235,8 @@ fn all_texts() -> String {
             (error, hint)
         })
         .collect();
-    texts(&mut all, "ContainerError", "containers.rs", &hinted);
-    texts(&mut all, "LayerError", "containers/layers.rs", &plain(layer_errors()));
+    texts(&mut all, &hinted);
+    texts(&mut all, &plain(layer_errors()));
     all
 }
 
@@ -239,4 +247,33 @@ fn every_message_has_its_text() {
         std::fs::write(GOLDEN, &all).unwrap();
     }
     assert_eq!(all, std::fs::read_to_string(GOLDEN).unwrap_or_default());
+}
+
+/// The names of the enums in these sources that are errors by derivation.
+fn error_enums(directory: &Path, names: &mut BTreeSet<String>) {
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            error_enums(&path, names);
+            continue;
+        }
+        let code = std::fs::read_to_string(&path).unwrap();
+        let mut derived = false;
+        for line in code.lines() {
+            let name = line.strip_prefix("pub enum ").and_then(|rest| rest.strip_suffix(" {"));
+            names.extend(name.filter(|_| derived).map(str::to_owned));
+            derived = (line.starts_with("#[derive(") && line.contains("Error")) || (derived && line.starts_with("#["));
+        }
+    }
+}
+
+#[test]
+fn every_enum_of_errors_has_its_texts() {
+    let mut names = BTreeSet::new();
+    error_enums(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut names);
+    let all = all_texts();
+    let shown: BTreeSet<&str> = all.lines().filter_map(|line| Some(line.split_once("::")?.0)).collect();
+    let missing: Vec<_> = names.iter().filter(|name| !shown.contains(name.as_str())).collect();
+    assert!(names.contains("LayerError"), "the search finds {names:?}");
+    assert!(missing.is_empty(), "{missing:?}");
 }

@@ -1,9 +1,13 @@
 //! What is said of images that are odd or wrong, by each reader, and of signatures, in `golden/verdicts.txt`: every text that
-//! `eif verify` may print for them. `cargo xtask bless` rewrites the texts.
+//! `eif verify` may print for them. An error or a warning that no image here has fails a test, unless it is said why there cannot
+//! be one. `cargo xtask bless` rewrites the texts.
 
 #![cfg(feature = "signing")]
 
+#[macro_use]
 mod support;
+
+use std::collections::BTreeSet;
 
 use std::fmt::Write as _;
 use std::io::Cursor;
@@ -11,10 +15,10 @@ use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 use eif::signing::{self, Certificate, Request, SigningKey};
-use eif::{Description, Judgement, SigningEntry};
+use eif::{Description, Error, Judgement, SigningEntry, Warning};
 
 use support::{
-    CMDLINE, COUNT, FLAGS, KERNEL, METADATA, OFFSETS, RAMDISK, SIGNATURE, SIZES, VERSION, fix_crc, image_of,
+    CMDLINE, COUNT, FLAGS, KERNEL, METADATA, OFFSETS, RAMDISK, SIGNATURE, SIZES, VERSION, Variants, fix_crc, image_of,
     plain_image, plain_with, put, section_offset,
 };
 
@@ -78,6 +82,13 @@ fn images() -> Vec<(&'static str, Vec<u8>)> {
         ("a section of an unknown type", with_section(9, b"")),
         ("metadata that lacks all fields", with_section(RAMDISK, b"")),
         ("a signature that is none", with_section(SIGNATURE, b"\x80")),
+        (
+            "two signatures",
+            image_of(&[(KERNEL, b"k"), (CMDLINE, b""), (RAMDISK, b"r"), (SIGNATURE, b"\x80"), (SIGNATURE, b"")]),
+        ),
+        ("a command line that is no text", image_of(&[(KERNEL, b"k"), (CMDLINE, b"a\xff"), (RAMDISK, b"r")])),
+        ("a version that is not there yet", plain_with(VERSION, &[0, 5])),
+        ("a reserved field", plain_with(0x18, &[0, 9])),
         ("no metadata", image_of(&[(KERNEL, b"k"), (CMDLINE, b""), (RAMDISK, b"r")])),
         ("a ramdisk before the kernel", image_of(&[(RAMDISK, b"r"), (KERNEL, b"k"), (CMDLINE, b"")])),
     ]
@@ -158,4 +169,32 @@ fn every_verdict_has_its_text() {
         std::fs::write(GOLDEN, &all).unwrap();
     }
     assert_eq!(all, std::fs::read_to_string(GOLDEN).unwrap_or_default());
+}
+
+/// Errors with which no image is described: it cannot be read, or its layout cannot be followed.
+const NO_VERDICT: [&str; 10] = [
+    "Read",
+    "ShortHeader",
+    "Magic",
+    "TooManySections",
+    "SectionInHeader",
+    "SectionOutsideFile",
+    "ShortSectionHeader",
+    "ShortSection",
+    "Overlap",
+    "OutOfMemory",
+];
+
+#[test]
+fn every_refusal_and_every_warning_is_that_of_an_image_here() {
+    let (mut refusals, mut warnings) = (BTreeSet::from(NO_VERDICT), BTreeSet::new());
+    for (_, image) in images() {
+        let described = Description::read(Cursor::new(&image)).unwrap();
+        refusals.extend(described.refusals.iter().map(Variants::variant));
+        warnings.extend(described.warnings.iter().map(Variants::variant));
+    }
+    // The user's own words are no image's.
+    warnings.insert("CmdlineNotMeasured");
+    assert_eq!(refusals, Error::ALL.iter().copied().collect());
+    assert_eq!(warnings, Warning::ALL.iter().copied().collect());
 }

@@ -29,11 +29,11 @@ const MAX_OPS: usize = 1 << 19;
 /// Instructions that are decoded until blocks are swept out: about 2 MiB. Most code runs but a few times, when the guest boots.
 const OPS_BETWEEN_SWEEPS: usize = 1 << 15;
 
-/// What a block was decoded for. Code of 64 bits is decoded relative to its page: wherever the page is mapped, it is the same block.
+/// What a block was decoded for. Flat code ([`DecodeMode::is_flat`]) is decoded relative to its page: wherever the page is mapped, it is the same block.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Key {
     physical: u64,
-    /// The instruction pointer outside 64-bit code, which is never wider; zero in it.
+    /// The instruction pointer of 16- and 32-bit code, which is never wider; zero for flat code.
     ip: u32,
     mode: DecodeMode,
 }
@@ -41,12 +41,12 @@ struct Key {
 impl Key {
     fn new(core: &Core, physical: u64) -> Self {
         let mode = core.mode;
-        Self { physical, ip: if mode.has(DecodeMode::CODE64) { 0 } else { core.rip as u32 }, mode }
+        Self { physical, ip: if mode.is_flat() { 0 } else { core.rip as u32 }, mode }
     }
 
     /// What the decoder takes for the instruction pointer.
     fn decoder_ip(&self) -> u64 {
-        if self.mode.has(DecodeMode::CODE64) { self.physical & 0xfff } else { self.ip.into() }
+        if self.mode.is_flat() { self.physical & 0xfff } else { self.ip.into() }
     }
 }
 

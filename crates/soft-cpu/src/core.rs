@@ -92,6 +92,12 @@ impl DecodeMode {
     pub const TASK_SWITCHED: u32 = 1 << 8;
     /// Long mode is active (64-bit or compatibility).
     pub const LONG: u32 = 1 << 9;
+    /// 32-bit user code in flat segments: CS, SS, DS and ES begin at zero, end at 4 GiB and allow what such segments do. So it is on Linux.
+    pub const FLAT32: u32 = 1 << 10;
+    /// With [`Self::FLAT32`]: FS ends at 4 GiB above its base and can be read and written.
+    pub const OPEN_FS: u32 = 1 << 11;
+    /// With [`Self::FLAT32`]: likewise GS.
+    pub const OPEN_GS: u32 = 1 << 12;
 
     /// Whether all of `bits` are set.
     #[inline(always)]
@@ -108,6 +114,13 @@ impl DecodeMode {
         } else {
             16
         }
+    }
+
+    /// 64-bit code, or 32-bit code as [`Self::FLAT32`] says: the instruction pointer is a linear address. Such code is decoded relative to its page and may be
+    /// translated.
+    #[inline(always)]
+    pub const fn is_flat(self) -> bool {
+        self.0 & (Self::CODE64 | Self::FLAT32) != 0
     }
 
     /// The bits of an instruction pointer that count.
@@ -332,6 +345,7 @@ impl Core {
         if self.cr0 & cr0::PE == 0 || self.is_v86() {
             mode |= DecodeMode::REAL;
         }
+        mode |= self.flat_segments(mode);
         if self.cr0 & cr0::TS != 0 {
             mode |= DecodeMode::TASK_SWITCHED;
         }
@@ -374,13 +388,33 @@ impl Core {
                 mode |= DecodeMode::STACK32;
             }
         }
+        let (code, stack) = (cs.base, ss.base);
         if self.cpl == 3 {
             mode |= DecodeMode::USER;
         }
+        mode |= self.flat_segments(mode);
         self.mode = DecodeMode(mode);
-        self.segment_bases[seg::CS] = cs.base;
-        self.segment_bases[seg::SS] = ss.base;
+        self.segment_bases[seg::CS] = code;
+        self.segment_bases[seg::SS] = stack;
         self.update_rights();
+    }
+
+    /// [`DecodeMode::FLAT32`] and its companions, if code of `mode` runs so.
+    #[inline(always)]
+    fn flat_segments(&self, mode: u32) -> u32 {
+        const WIDE: u32 = DecodeMode::CODE32 | DecodeMode::STACK32 | DecodeMode::USER;
+        if mode & (WIDE | DecodeMode::CODE64 | DecodeMode::REAL) == WIDE { self.flat_user_segments() } else { 0 }
+    }
+
+    #[inline(never)]
+    fn flat_user_segments(&self) -> u32 {
+        let [es, cs, ss, ds, fs, gs] = &self.segments;
+        let flat = |segment: &Segment| segment.base == 0 && segment.is_open();
+        if cs.base != 0 || cs.limit != u32::MAX || ![es, ss, ds].into_iter().all(flat) {
+            return 0;
+        }
+        let open = |segment: &Segment, bit: u32| if segment.is_open() { bit } else { 0 };
+        DecodeMode::FLAT32 | open(fs, DecodeMode::OPEN_FS) | open(gs, DecodeMode::OPEN_GS)
     }
 
     /// Raises an exception without an error code.

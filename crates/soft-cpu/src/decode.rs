@@ -5,6 +5,7 @@
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
 use x86::exception;
 
+use crate::block::MAX_INSTRUCTION_LEN;
 use crate::core::{Core, DecodeMode, GPR_PAGE, GPR_ZERO, Outcome, seg};
 use crate::op::{Handler, Mem, Op, byte_register};
 use crate::simd::ThunkCache;
@@ -128,9 +129,12 @@ pub fn memory(i: &Instruction, mode: DecodeMode) -> Mem {
     if on_stack && usize::from(segment) == seg::FLAT {
         segment = seg::FLAT_STACK as u8;
     }
+    // Where addresses have 32 bits only those count, and here a small negative displacement is a small number.
+    let displacement = i.memory_displacement64();
+    let displacement = if address_bits == 32 { displacement as i32 as u64 } else { displacement };
     Mem {
         // iced has added the instruction pointer, which is relative to the page here, to the displacement.
-        displacement: i.memory_displacement64(),
+        displacement,
         base: if base.is_ip() { GPR_PAGE } else { register(base) },
         index: register(index),
         shift: i.memory_index_scale().trailing_zeros() as u8,
@@ -145,13 +149,18 @@ pub fn is_memory(i: &Instruction, n: u32) -> bool {
     i.op_kind(n) == OpKind::Memory
 }
 
-/// What a near branch's target is relative to: in 64-bit code the page, elsewhere nothing.
+/// What a near branch's target is relative to: in flat code the page, elsewhere nothing.
 pub fn branch_base(mode: DecodeMode) -> u8 {
-    if mode.has(DecodeMode::CODE64) { GPR_PAGE } else { GPR_ZERO }
+    if mode.is_flat() { GPR_PAGE } else { GPR_ZERO }
 }
 
 fn invalid_opcode(core: &mut Core, _: &Op) -> Outcome {
     core.raise(exception::UD)
+}
+
+/// More than 15 bytes (SDM vol. 3, 6.15, interrupt 13).
+fn too_long(core: &mut Core, _: &Op) -> Outcome {
+    core.raise_with(exception::GP, 0)
 }
 
 fn lower(i: &Instruction, mode: DecodeMode, thunks: &mut ThunkCache) -> Lowered {
@@ -165,7 +174,7 @@ fn lower(i: &Instruction, mode: DecodeMode, thunks: &mut ThunkCache) -> Lowered 
 }
 
 /// Decodes a run of at most `most` instructions from `bytes` (not past their end), and how many bytes it took. Empty when the first instruction does not fit. `ip` is the
-/// instruction pointer; in 64-bit code only its offset in the page, and what depends on it is decoded relative to [`GPR_PAGE`].
+/// instruction pointer; in flat code only its offset in the page, and what depends on it is decoded relative to [`GPR_PAGE`].
 /// The operations live no longer than what `thunks` holds.
 pub fn decode_block(
     bytes: &[u8],
@@ -177,7 +186,7 @@ pub fn decode_block(
     decode_up_to(bytes, ip, mode, most, thunks)
 }
 
-/// As [`decode_block`] for one instruction; if they are too few it is an invalid opcode, for longer ones do not exist.
+/// As [`decode_block`] for one instruction; if they are too few it is an invalid opcode.
 pub fn decode_one(bytes: &[u8], ip: u64, mode: DecodeMode, thunks: &mut ThunkCache) -> (Box<[Op]>, usize) {
     let (ops, used) = decode_up_to(bytes, ip, mode, 1, thunks);
     if ops.is_empty() { (Box::new([Lowered::new(invalid_opcode).op]), bytes.len()) } else { (ops, used) }
@@ -193,7 +202,11 @@ fn decode_up_to(bytes: &[u8], ip: u64, mode: DecodeMode, most: usize, thunks: &m
         if instruction.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes {
             break;
         }
-        let mut lowered = lower(&instruction, mode, thunks);
+        let mut lowered = if instruction.is_invalid() && is_too_long(&bytes[used..], mode) {
+            Lowered::new(too_long).ends_block()
+        } else {
+            lower(&instruction, mode, thunks)
+        };
         lowered.op.offset = used as u16;
         lowered.op.len = instruction.len() as u8;
         used = decoder.position();
@@ -206,6 +219,15 @@ fn decode_up_to(bytes: &[u8], ip: u64, mode: DecodeMode, most: usize, thunks: &m
         op.left = before as u8 + 1;
     }
     (ops.into_boxed_slice(), used)
+}
+
+/// Whether it is not an opcode that makes the first instruction of `bytes` invalid, but its length. The first byte of such a long one is a prefix, and without it
+/// the next 14 bytes are too few.
+#[cold]
+fn is_too_long(bytes: &[u8], mode: DecodeMode) -> bool {
+    let Some(behind_prefix) = bytes.get(1..MAX_INSTRUCTION_LEN) else { return false };
+    let mut decoder = Decoder::new(mode.bitness(), behind_prefix, DecoderOptions::NONE);
+    decoder.decode().is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes
 }
 
 #[cfg(test)]
@@ -228,6 +250,21 @@ mod tests {
     }
 
     #[test]
+    fn sixteen_bytes_are_no_instruction() {
+        // Fifteen prefixes and a NOP, behind another NOP.
+        let mut bytes = [0x66; 17];
+        (bytes[0], bytes[16]) = (0x90, 0x90);
+        let mode = DecodeMode(DecodeMode::CODE64);
+        let (ops, used) = decode_block(&bytes, 0, mode, 64, &mut ThunkCache::new());
+        assert_eq!((ops.len(), used), (2, 16));
+        assert!(std::ptr::fn_addr_eq(ops[1].execute, too_long as Handler));
+        // As long as one may be.
+        let (ops, used) = decode_block(&bytes[2..], 2, mode, 64, &mut ThunkCache::new());
+        assert_eq!((ops.len(), used), (1, 15));
+        assert!(!std::ptr::fn_addr_eq(ops[0].execute, too_long as Handler));
+    }
+
+    #[test]
     fn a_rip_relative_operand_becomes_relative_to_the_page() {
         let mem = mem_of(&[0x48, 0x8b, 0x05, 0x10, 0, 0, 0], DecodeMode::CODE64);
         assert_eq!(mem, Mem { displacement: 0x1017, base: GPR_PAGE, ..Mem::NONE });
@@ -237,7 +274,7 @@ mod tests {
     fn a_negative_displacement_is_sign_extended_and_the_address_size_kept() {
         let mem = mem_of(&[0x67, 0x8b, 0x44, 0x8b, 0xfc], DecodeMode::CODE64);
         assert_eq!((mem.base, mem.index, mem.shift, mem.unused_bits), (3, 1, 2, 32));
-        assert_eq!(mem.displacement as u32, 0xffff_fffc);
+        assert_eq!(mem.displacement, 0_u64.wrapping_sub(4));
     }
 
     #[test]

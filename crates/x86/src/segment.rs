@@ -48,6 +48,12 @@ impl Segment {
     /// System descriptor type: trap gate.
     pub const TYPE_TRAP_GATE: u16 = 15;
 
+    /// Whether it is a present data segment of 4 GiB that can be read and written and does not expand down: it refuses nothing.
+    pub const fn is_open(&self) -> bool {
+        let kind = Self::S | Self::PRESENT | Self::READ_WRITE | Self::CODE | Self::CONFORMING_OR_EXPAND_DOWN;
+        self.limit == u32::MAX && self.attributes & kind == Self::S | Self::PRESENT | Self::READ_WRITE
+    }
+
     /// The segment as real mode or reset leaves it: base is sixteen times the selector, 64 KiB, read/write data.
     pub const fn real_mode(selector: u16) -> Self {
         Self {

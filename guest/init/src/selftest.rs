@@ -1,10 +1,11 @@
 //! Exercises of the processor whose results are known, so that a wrong one shows as a wrong machine.
 //!
-//! Everything here is ordinary user-space work: integer and floating-point arithmetic, memory, threads on every
+//! Everything here is ordinary user-space work: integer and floating-point arithmetic, 32-bit code, memory, threads on every
 //! processor, signals that interrupt arithmetic, processes. About 20 million instructions in all, so that it stays
 //! bearable on an interpreter.
 
 pub(crate) mod arithmetic;
+mod compatibility;
 mod concurrency;
 mod signals;
 
@@ -34,6 +35,7 @@ pub(crate) fn run(console: &mut Console, cpus: usize) {
     record(console, "decimal", arithmetic::decimal());
     record(console, "memory", arithmetic::memory());
     record(console, "sort", arithmetic::sort());
+    record(console, "compatibility", compatibility::sort());
     for cpu in 0..cpus {
         record(console, &format!("cpu{cpu}"), concurrency::on_cpu(cpu));
     }

@@ -1,7 +1,7 @@
 //! `eif extract`: each section into a file of its own.
 
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use eif::{Description, Section, SectionKind};
 use serde::Serialize;
@@ -38,21 +38,30 @@ pub(crate) fn run(arguments: &ExtractArgs, json: bool, output: &mut impl Write) 
         written.finish()?;
         extracted.push(Extracted { section, kind: kind.to_string(), file, size });
     }
+    let mut table = Table::default();
+    for Extracted { kind, file, size, .. } in &extracted {
+        table.row(kind, written_text(file, *size));
+    }
     if let Some(entry) = &description.signing_entry {
         for (name, bytes) in [("certificate.der", &entry.certificate_der), ("signature.cose", &entry.cose_sign1)] {
-            files::write(&directory.join(name), bytes)?;
+            let file = directory.join(name);
+            files::write(&file, bytes)?;
+            table.row("", written_text(&file, bytes.len() as u64));
         }
     }
     if json {
         output::json(output, &extracted)?;
     } else {
-        let mut table = Table::default();
-        for Extracted { kind, file, size, .. } in &extracted {
-            table.row(kind, format!("{} ({size} bytes)", file.display()));
+        for refusal in &description.refusals {
+            table.row("will not boot", refusal);
         }
         table.write(output)?;
     }
     Ok(Answer::Yes)
+}
+
+fn written_text(file: &Path, size: u64) -> String {
+    format!("{} ({size} bytes)", file.display())
 }
 
 /// File names, none of them twice.

@@ -4,7 +4,42 @@
 
 use std::io::Cursor;
 
-use eif::{BootImage, CRC_OFFSET, Description, Error, HEADER_SIZE, Header, MAGIC, MAX_SECTIONS, Metadata};
+use eif::{BootImage, CRC_OFFSET, Description, Error, HEADER_SIZE, Header, MAGIC, MAX_SECTIONS, Metadata, Warning};
+
+/// The names of an enum's variants.
+pub(crate) trait Variants {
+    /// The enum's own name.
+    const NAME: &'static str;
+    /// Every variant's.
+    const ALL: &'static [&'static str];
+
+    /// This value's variant.
+    fn variant(&self) -> &'static str;
+}
+
+/// Lists an enum's variants. One that is left out does not compile, so that a new one is not forgotten by whatever asks for all.
+macro_rules! variants {
+    ($enum:ident: $($variant:ident)+) => {
+        impl crate::support::Variants for $enum {
+            const NAME: &'static str = stringify!($enum);
+            const ALL: &'static [&'static str] = &[$(stringify!($variant)),+];
+
+            fn variant(&self) -> &'static str {
+                match self {
+                    $($enum::$variant { .. } => stringify!($variant),)+
+                }
+            }
+        }
+    };
+}
+
+variants!(Error:
+    Read ShortHeader Magic Version Architecture TooManySections SectionInHeader SectionOutsideFile ShortSectionHeader StaleSize
+    ShortSection Overlap SecondSection MissingSection Crc CmdlineNotText Signature OutOfMemory);
+
+variants!(Warning:
+    HeaderFlags NewerVersion Reserved SectionFlags SkippedSection SectionNewerThanVersion TableOrder Gap RamdiskBeforeKernel
+    NoMetadata MetadataUnreadable Superseded CmdlineNotMeasured);
 
 pub(crate) const KERNEL: u16 = 1;
 pub(crate) const CMDLINE: u16 = 2;

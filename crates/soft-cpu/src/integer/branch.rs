@@ -2,7 +2,7 @@
 //!
 //! A block's fall-through address is already in [`Core::rip`] when its last instruction runs, so a branch that is not taken does nothing.
 
-use iced_x86::{Code, ConditionCode, Instruction, Mnemonic};
+use iced_x86::{Code, ConditionCode, Instruction, Mnemonic, OpKind};
 use x86::exception;
 use x86::paging::is_canonical;
 
@@ -77,10 +77,10 @@ macro_rules! by_condition {
 }
 pub(super) use by_condition;
 
-/// Where a direct branch goes. What it is relative to stands in `rm`.
+/// Where a direct branch goes. What it is relative to stands in `rm`, and in `aux` how many bits of an instruction pointer it clears.
 #[inline(always)]
 fn direct_target(core: &Core, op: &Op) -> u64 {
-    core.gpr[usize::from(op.rm & 31)].wrapping_add(op.immediate)
+    core.gpr[usize::from(op.rm & 31)].wrapping_add(op.immediate) << (op.aux & 63) >> (op.aux & 63)
 }
 
 fn jcc<C: Condition>(core: &mut Core, op: &Op) -> Outcome {
@@ -211,7 +211,14 @@ fn counter_size(code: Code) -> usize {
 // it, and the guest may not learn which of the two it runs on.
 pub(super) fn lower(i: &Instruction, mode: DecodeMode) -> Option<Lowered> {
     // The target is already cut to the operand size; one past the segment's limit is the fetch's to refuse.
-    let direct = |handler: Handler| Lowered::new(handler).immediate(i.near_branch_target()).rm(branch_base(mode));
+    let direct = |handler: Handler| {
+        let bits: u8 = match i.op0_kind() {
+            OpKind::NearBranch16 => 16,
+            OpKind::NearBranch32 => 32,
+            _ => 64,
+        };
+        Lowered::new(handler).immediate(i.near_branch_target()).rm(branch_base(mode)).aux(64 - bits)
+    };
     if i.is_jcc_short_or_near() {
         return Some(direct(by_condition!(i.condition_code(), jcc)).ends_block());
     }

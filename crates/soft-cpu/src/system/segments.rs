@@ -14,6 +14,10 @@ fn load(core: &mut Core, number: usize, selector: u16) -> Outcome {
     if number == seg::SS {
         core.shadow = InterruptShadow::MovSs;
         core.update_code_mode();
+    } else if !core.mode.has(DecodeMode::CODE64) {
+        // Which segments are flat may have changed.
+        core.update_code_mode();
+        core.end_block();
     }
     Ok(())
 }

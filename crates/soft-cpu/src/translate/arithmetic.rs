@@ -18,7 +18,7 @@ impl Generator<'_> {
         let signed = parts.reg & 7 == 7;
         self.keep_flags(c.live_before != 0);
         // The divisor is read once, into a register: between a check and the division another CPU could change it in memory.
-        let divisor = if let Some(access) = reuse::access(c, op) {
+        let divisor = if let Some(access) = reuse::access(c, op, self.width) {
             let distance = self.locate(access, 1, op, n);
             self.e.modrm(Form { wide, ..Form::short(0x8b) }, host::A, Rm::Disp(host::A, distance));
             host::A

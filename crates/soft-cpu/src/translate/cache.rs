@@ -253,7 +253,7 @@ impl Translator {
     /// The number of `block`'s translation, if it is translated or hot enough to be.
     #[inline(always)]
     pub(crate) fn prepare(&mut self, core: &mut Core, blocks: &BlockCache, block: &Block) -> Option<usize> {
-        if !block.mode().has(DecodeMode::CODE64) {
+        if !block.mode().is_flat() {
             self.left_by = 0;
             return None;
         }
@@ -412,7 +412,7 @@ impl Translator {
         let (op, bytes) = (block.ops.first()?, block.bytes());
         // All of its block, and there until the code is left.
         let op = &Op { left: 1, ..*op };
-        if !block.mode().has(DecodeMode::CODE64) {
+        if !block.mode().is_flat() {
             return None;
         }
         if self.is_nearly_full() {

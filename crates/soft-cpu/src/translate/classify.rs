@@ -5,7 +5,8 @@ use iced_x86::{Code, FlowControl, Instruction, Mnemonic, OpKind, RflagsBits};
 use super::parse::{self, Operands, Parts};
 use super::vector::{Vector, Vectors};
 use super::vector_state::Loaded;
-use crate::op::Op;
+use crate::core::{DecodeMode, seg};
+use crate::op::{Mem, Op};
 
 /// The status flags as the decoder names them.
 pub(super) const ALL: u32 =
@@ -32,11 +33,13 @@ pub(super) enum Template<'a> {
     Exchange { reg: u8, wide: bool },
     /// The same bytes.
     Verbatim,
-    /// PUSH of a 64-bit register.
+    /// PUSH of a register.
     Push { reg: u8 },
+    /// PUSH of memory.
+    PushMemory,
     /// PUSH of a constant, sign-extended.
     PushConstant(i32),
-    /// POP of a 64-bit register.
+    /// POP to a register.
     Pop { reg: u8 },
     /// LEAVE.
     Leave,
@@ -115,8 +118,12 @@ pub(super) fn classify<'a>(
     vectors: &mut Vectors,
 ) -> Classified<'a> {
     let i = &instruction;
-    let mut vector = |i| Some(Template::Vector(vectors.classify(i, op)?));
-    let known = near_flow(i, op).or_else(|| straight(i, bytes, op)).or_else(|| vector(i));
+    let mode = vectors.mode();
+    let known = if is_addressable(&op.mem, mode) {
+        near_flow(i, mode).or_else(|| straight(i, bytes, mode)).or_else(|| Some(Template::Vector(vectors.classify(i)?)))
+    } else {
+        None
+    };
     let template = known.unwrap_or(match i.flow_control() {
         FlowControl::Next if !last => Template::Handler,
         // What it holds off for one instruction need not be looked at before that instruction.
@@ -139,7 +146,7 @@ pub(super) fn classify<'a>(
 fn is_near(i: &Instruction) -> bool {
     i.is_call_near_indirect()
         || i.is_jcc_short_or_near()
-        || matches!(i.code(), Code::Retnq | Code::Retnq_imm16)
+        || matches!(i.code(), Code::Retnq | Code::Retnq_imm16 | Code::Retnd | Code::Retnd_imm16)
         || matches!(
             i.mnemonic(),
             Mnemonic::Loop | Mnemonic::Loope | Mnemonic::Loopne | Mnemonic::Jcxz | Mnemonic::Jecxz | Mnemonic::Jrcxz
@@ -157,40 +164,56 @@ fn is_prefetch(mnemonic: Mnemonic) -> bool {
     matches!(mnemonic, Prefetch | Prefetchnta | Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetchw)
 }
 
-fn canonical(target: u64) -> bool {
-    x86::paging::is_canonical(target)
+/// Whether generated code can work out the operand's address: with all bits that flat code has, and without limits that it would have to know.
+fn is_addressable(mem: &Mem, mode: DecodeMode) -> bool {
+    let open = mode.has(DecodeMode::CODE64)
+        || match usize::from(mem.segment) {
+            seg::CS => false,
+            seg::FS => mode.has(DecodeMode::OPEN_FS),
+            seg::GS => mode.has(DecodeMode::OPEN_GS),
+            _ => true,
+        };
+    open && matches!(mem.unused_bits, 0 | 32)
 }
 
-fn near_flow<'a>(i: &Instruction, op: &Op) -> Option<Template<'a>> {
-    let target = i.near_branch_target();
+/// Where a direct near branch goes that generated code can follow. In 32-bit code, which stands anywhere, what lies before its page is below zero.
+pub(super) fn direct_target(i: &Instruction) -> Option<u64> {
+    match i.op0_kind() {
+        OpKind::NearBranch64 => Some(i.near_branch_target()).filter(|target| x86::paging::is_canonical(*target)),
+        OpKind::NearBranch32 => Some(i.near_branch32() as i32 as u64),
+        _ => None,
+    }
+}
+
+fn near_flow<'a>(i: &Instruction, mode: DecodeMode) -> Option<Template<'a>> {
+    let code64 = mode.has(DecodeMode::CODE64);
+    let (jump, call, near_return, dropping) = if code64 {
+        (Code::Jmp_rm64, Code::Call_rm64, Code::Retnq, Code::Retnq_imm16)
+    } else {
+        (Code::Jmp_rm32, Code::Call_rm32, Code::Retnd, Code::Retnd_imm16)
+    };
     Some(match i.flow_control() {
-        FlowControl::ConditionalBranch if i.is_jcc_short_or_near() && canonical(target) => {
-            Template::JumpIf { condition: i.condition_code() as u8 - 1, target }
+        FlowControl::ConditionalBranch if i.is_jcc_short_or_near() => {
+            Template::JumpIf { condition: i.condition_code() as u8 - 1, target: direct_target(i)? }
         }
-        FlowControl::UnconditionalBranch if i.is_jmp_short_or_near() && canonical(target) => Template::Jump { target },
-        FlowControl::Call if i.code() == Code::Call_rel32_64 && canonical(target) => Template::Call { target },
-        FlowControl::Return if i.code() == Code::Retnq => Template::Return { dropped: 0 },
-        FlowControl::Return if i.code() == Code::Retnq_imm16 => {
-            Template::Return { dropped: (i.immediate(0) & 0xffff) as i32 }
-        }
-        FlowControl::IndirectBranch if i.code() == Code::Jmp_rm64 => match i.op0_kind() {
+        FlowControl::UnconditionalBranch if i.is_jmp_short_or_near() => Template::Jump { target: direct_target(i)? },
+        FlowControl::Call if i.is_call_near() => Template::Call { target: direct_target(i)? },
+        FlowControl::Return if i.code() == near_return => Template::Return { dropped: 0 },
+        FlowControl::Return if i.code() == dropping => Template::Return { dropped: (i.immediate(0) & 0xffff) as i32 },
+        FlowControl::IndirectBranch if i.code() == jump => match i.op0_kind() {
             OpKind::Register => Template::JumpRegister { reg: i.op0_register().number() as u8 },
-            // Addresses of 32 bits are left to the handlers.
-            _ if op.mem.unused_bits != 0 => return None,
             _ => Template::JumpMemory,
         },
-        FlowControl::IndirectCall if i.code() == Code::Call_rm64 => match i.op0_kind() {
+        FlowControl::IndirectCall if i.code() == call => match i.op0_kind() {
             OpKind::Register => Template::CallRegister { reg: i.op0_register().number() as u8 },
-            _ if op.mem.unused_bits != 0 => return None,
             _ => Template::CallMemory,
         },
         _ => return None,
     })
 }
 
-fn straight<'a>(i: &Instruction, bytes: &'a [u8], op: &Op) -> Option<Template<'a>> {
-    // Addresses of 32 bits are left to the handlers.
-    if i.flow_control() != FlowControl::Next || op.mem.unused_bits != 0 || i.code().is_jcx_short() {
+fn straight<'a>(i: &Instruction, bytes: &'a [u8], mode: DecodeMode) -> Option<Template<'a>> {
+    if i.flow_control() != FlowControl::Next || i.code().is_jcx_short() {
         return None;
     }
     let number = |register: iced_x86::Register| register.number() as u8;
@@ -205,13 +228,17 @@ fn straight<'a>(i: &Instruction, bytes: &'a [u8], op: &Op) -> Option<Template<'a
         Code::Lea_r32_m | Code::Lea_r64_m => {
             return Some(Template::Lea { reg: number(i.op0_register()), wide: i.code() == Code::Lea_r64_m });
         }
-        Code::Push_r64 => return Some(Template::Push { reg: number(i.op0_register()) }),
-        Code::Pushq_imm8 | Code::Pushq_imm32 => return Some(Template::PushConstant(i.immediate(0) as i32)),
-        Code::Pop_r64 => return Some(Template::Pop { reg: number(i.op0_register()) }),
-        Code::Leaveq => return Some(Template::Leave),
+        // Those of the stack's word: 64-bit code has no others of 64 bits, 32-bit code no others of 32.
+        Code::Push_r64 | Code::Push_r32 => return Some(Template::Push { reg: number(i.op0_register()) }),
+        Code::Push_rm64 | Code::Push_rm32 if i.op0_kind() == OpKind::Memory => return Some(Template::PushMemory),
+        Code::Pushq_imm8 | Code::Pushq_imm32 | Code::Pushd_imm8 | Code::Pushd_imm32 => {
+            return Some(Template::PushConstant(i.immediate(0) as i32));
+        }
+        Code::Pop_r64 | Code::Pop_r32 => return Some(Template::Pop { reg: number(i.op0_register()) }),
+        Code::Leaveq | Code::Leaved => return Some(Template::Leave),
         _ => {}
     }
-    let parts = parse::parse(bytes, parse::has_modrm)?;
+    let parts = parse::parse(bytes, mode.has(DecodeMode::CODE64))?;
     if parts.repeat != 0 && (parts.word || !parts.two_byte) {
         return None;
     }

@@ -74,12 +74,14 @@ pub(super) struct Emitter {
     base: u64,
     /// Where the code begins that is out of the way, and its address.
     cold: Option<(usize, u64)>,
+    /// How often the first scratch register may have been written, but by [`Emitter::bytes`].
+    pub(super) writes_of_a: u32,
 }
 
 impl Emitter {
     /// Nothing yet, to run at `base`.
     pub(super) fn new(base: u64) -> Self {
-        Self { code: Vec::with_capacity(1024), base, cold: None }
+        Self { code: Vec::with_capacity(1024), base, cold: None, writes_of_a: 0 }
     }
 
     /// What is emitted from here on will run at `base`. What was emitted before cannot run into it.
@@ -113,6 +115,7 @@ impl Emitter {
 
     /// An instruction with ModRM; immediates follow by [`Emitter::bytes`].
     pub(super) fn modrm(&mut self, form: Form, reg: u8, rm: Rm) {
+        self.note(reg, rm);
         let (x, b) = Self::extensions(rm);
         self.segment(rm);
         if form.lock {
@@ -136,6 +139,7 @@ impl Emitter {
     /// its second register, whether it works on 256 bits, and W clear.
     #[expect(clippy::too_many_arguments, reason = "the fields of one prefix")]
     pub(super) fn vex(&mut self, map: u8, prefix: u8, second: u8, wide: bool, opcode: u8, reg: u8, rm: Rm) {
+        self.note(reg, rm);
         let (x, b) = Self::extensions(rm);
         self.segment(rm);
         self.bytes(&[
@@ -145,6 +149,11 @@ impl Emitter {
             opcode,
         ]);
         self.operand(reg, rm);
+    }
+
+    /// Counts an instruction that may write the first scratch register: one that names it, not only as a part of an address.
+    fn note(&mut self, reg: u8, rm: Rm) {
+        self.writes_of_a += u32::from(reg == host::A || rm == Rm::Reg(host::A));
     }
 
     /// The segment prefix, if the operand has one.
@@ -234,6 +243,7 @@ impl Emitter {
 
     /// A constant into a register, by the shortest encoding that leaves the flags alone.
     pub(super) fn constant(&mut self, to: u8, value: u64) {
+        self.note(to, Rm::Reg(to));
         if let Ok(low) = u32::try_from(value) {
             if to >= 8 {
                 self.code.push(0x41);

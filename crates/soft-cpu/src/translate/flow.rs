@@ -197,8 +197,9 @@ impl Generator<'_> {
         self.e.load(host::B, Rm::Disp(host::B, 8));
         self.e.store(core_field(field::TARGET), host::A);
         self.e.store(core_field(field::TARGET_CODE), host::B);
-        self.e.lea(host::A, Rm::Disp(host::GUEST_RSP, -8));
-        slow.push(self.look_up(8, true));
+        let Access { mem, size, .. } = self.below_stack();
+        self.linear_address(&mem, size);
+        slow.push(self.look_up(size, true));
         self.push_return_address(Rm::At(host::A), op);
         let landing = self.has_landing(op);
         if landing {
@@ -222,10 +223,10 @@ impl Generator<'_> {
             (Place::At(_), Ok(small)) => self.store_constant(at, small),
             _ => {
                 self.address(host::B, after);
-                self.e.store(at, host::B);
+                self.width.store(&mut self.e, at, host::B);
             }
         }
-        self.e.lea(host::GUEST_RSP, Rm::Disp(host::GUEST_RSP, -8));
+        self.move_stack(-1, 0);
     }
 
     /// Whether there can be a landing after the call `op`: its address has to fit into an immediate.
@@ -246,10 +247,10 @@ impl Generator<'_> {
         let after = self.after(op);
         if matches!(self.place, Place::InPage(_)) {
             // SUB
-            self.e.modrm(Form::long(0x2b), host::A, Rm::At(host::RSP));
+            self.e.modrm(self.width.form(0x2b), host::A, Rm::At(host::RSP));
         }
         // CMP
-        self.e.modrm(Form::long(0x81), 7, Rm::Reg(host::A));
+        self.e.modrm(self.width.form(0x81), 7, Rm::Reg(host::A));
         self.e.bytes(&(after as i32).to_le_bytes());
         let another = self.e.jump_if(5);
         self.landings.push(another);
@@ -257,16 +258,16 @@ impl Generator<'_> {
             // POP
             self.e.modrm(Form::short(0x8f), 0, slot(GPR_PAGE));
         }
-        self.e.lea(host::GUEST_RSP, Rm::Disp(host::GUEST_RSP, 8));
+        self.move_stack(1, 0);
         self.flags = Flags::Memory;
         self.go_to(after);
     }
 
     /// RET, which drops so many bytes besides the address. Flags in memory.
     pub(super) fn return_near(&mut self, dropped: i32, op: &Op, n: usize) {
-        let distance = self.locate(Access::stack(x86::gpr::RSP as u8, 0, false), 1, op, n);
+        let distance = self.locate(Access::stack(self.width, x86::gpr::RSP as u8, 0, false), 1, op, n);
         let slow = self.slow.len() - 1;
-        self.e.load(host::A, Rm::Disp(host::A, distance));
+        self.width.load(&mut self.e, host::A, Rm::Disp(host::A, distance));
         let at = if dropped == 0 {
             let at = self.e.lea_here(host::B);
             self.e.bytes(&[0xc3]);
@@ -304,7 +305,7 @@ impl Generator<'_> {
             self.e.aim_here(at);
             let unknown = self.find_code();
             self.slow[slow].jumps.push(unknown);
-            self.e.lea(host::GUEST_RSP, Rm::Disp(host::GUEST_RSP, 8 + dropped));
+            self.move_stack(1, dropped);
             self.enter_found();
         }
         self.retry_out_of_line();
@@ -322,7 +323,7 @@ impl Generator<'_> {
             self.e.aim_here(another);
             if matches!(self.place, Place::InPage(_)) {
                 // ADD
-                self.e.modrm(Form::long(0x03), host::A, Rm::At(host::RSP));
+                self.e.modrm(self.width.form(0x03), host::A, Rm::At(host::RSP));
                 self.e.lea(host::RSP, Rm::Disp(host::RSP, 8));
             }
             self.e.modrm(Form::short(0xff), 4, Rm::Reg(host::B));

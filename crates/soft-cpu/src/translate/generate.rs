@@ -17,7 +17,8 @@ use super::steps::{Within, steps};
 use super::trace::Part;
 use super::vector::Load;
 use super::vector_state::Loaded;
-use crate::core::{Core, DecodeMode, GPR_PAGE, GPR_ZERO, seg};
+use super::width::Width;
+use crate::core::{Core, DecodeMode, GPR_PAGE, GPR_ZERO};
 use crate::op::{Mem, Op};
 use crate::statistics::Counters;
 use crate::tlb::{self, Rights};
@@ -127,6 +128,8 @@ pub(super) struct Slow {
     pub(super) reload: Option<(u8, u8)>,
     /// And so are these.
     pub(super) loaded: Loaded,
+    /// And this place's address is to be in the first scratch register: see [`Generator::found`].
+    pub(super) place: Option<u8>,
 }
 
 /// A block in host code.
@@ -151,6 +154,8 @@ pub(super) struct Generator<'a> {
     pub(super) stubs: &'a Stubs,
     pub(super) flags: Flags,
     held: Held,
+    /// The place whose address is in the first scratch register, if it has one at all; known for as long as the emitter has written that so often.
+    pub(super) found: Option<(u8, u32)>,
     /// What is surely in the host's registers.
     pub(super) loaded: Loaded,
     /// How each instruction's operand is found.
@@ -164,6 +169,7 @@ pub(super) struct Generator<'a> {
     /// Jumps of landings that found another return address.
     pub(super) landings: Vec<Jump>,
     pub(super) links: Vec<PendingLink>,
+    pub(super) width: Width,
     /// Where the current instruction's block stands.
     pub(super) place: Place,
     /// Instructions of the blocks behind it.
@@ -191,6 +197,7 @@ pub(super) fn generate(
     precise: bool,
 ) -> Option<Generated> {
     let steps = steps(parts, mode, precise)?;
+    let width = Width::of(mode);
     let place = parts.first()?.place;
     let live = steps.first()?.c.live_before;
     let mut g = Generator {
@@ -198,8 +205,9 @@ pub(super) fn generate(
         stubs,
         flags: Flags::Host,
         held: Held::NOTHING,
+        found: None,
         loaded: Loaded::Nothing,
-        roles: reuse::plan(&steps),
+        roles: reuse::plan(&steps, width),
         retries: Vec::new(),
         slow: Vec::new(),
         loads: Vec::new(),
@@ -208,6 +216,7 @@ pub(super) fn generate(
         returns: Vec::new(),
         landings: Vec::new(),
         links: Vec::new(),
+        width,
         place,
         rest: 0,
         count: steps.len(),
@@ -334,7 +343,7 @@ impl Generator<'_> {
         self.e.load(to, slot(GPR_PAGE));
         match i32::try_from(address as i64) {
             Ok(0) => {}
-            Ok(distance) => self.e.lea(to, Rm::Disp(to, distance)),
+            Ok(distance) => self.width.lea(&mut self.e, to, Rm::Disp(to, distance)),
             // A RIP-relative operand at the very end of the reach of 32 bits.
             Err(_) => {
                 let half = (address as i64 / 2) as i32;
@@ -376,14 +385,19 @@ impl Generator<'_> {
         }
     }
 
-    /// The linear address of `mem`, into the first scratch register. Clobbers flags if there is a segment base.
-    pub(super) fn linear_address(&mut self, mem: &Mem) {
-        self.effective_address(host::A, mem, true);
-        let segment = usize::from(mem.segment);
-        if segment < seg::FLAT {
-            let base = offset_of!(Core, segment_bases) + segment * 8;
-            self.e.modrm(Form::long(0x03), host::A, core_field(base));
-        }
+    /// The linear address of `mem`, `size` bytes, into the first scratch register. Clobbers flags if there is a segment base. In 32-bit code the jump is taken for an
+    /// operand that goes on past the segment's end.
+    pub(super) fn linear_address(&mut self, mem: &Mem, size: usize) -> Option<Jump> {
+        self.effective_address(host::A, mem, mem.unused_bits == 0);
+        let base = offset_of!(Core, segment_bases) + reuse::segment_of(mem)? * 8;
+        let past_the_end = (self.width == Width::Bits32).then(|| {
+            // CMP with 4 GiB less the size, sign-extended.
+            self.e.modrm(Form::short(0x81), 7, Rm::Reg(host::A));
+            self.e.bytes(&(-(size as i32)).to_le_bytes());
+            self.e.jump_if(7)
+        });
+        self.e.modrm(self.width.form(0x03), host::A, core_field(base));
+        past_the_end
     }
 
     /// Turns the linear address in the first scratch register into a host address; the jump is taken if the TLB does not know it.
@@ -433,7 +447,7 @@ impl Generator<'_> {
             Template::Nop => {}
             Template::Lea { reg, wide } => {
                 let to = PINNED[usize::from(reg)].unwrap_or(host::A);
-                self.effective_address(to, &op.mem, wide);
+                self.effective_address(to, &op.mem, wide && op.mem.unused_bits == 0);
                 self.set(reg, to);
             }
             Template::Constant { reg, value } => {
@@ -469,30 +483,32 @@ impl Generator<'_> {
             Template::Push { reg } => {
                 let at = self.push_at(op, n, live);
                 let value = self.value(reg, host::B);
-                self.e.store(at, value);
-                self.e.lea(host::GUEST_RSP, Rm::Disp(host::GUEST_RSP, -8));
+                self.width.store(&mut self.e, at, value);
+                self.move_stack(-1, 0);
                 self.slow_back();
             }
+            Template::PushMemory => self.push_memory(op, n, live),
             Template::PushConstant(value) => {
                 let at = self.push_at(op, n, live);
                 self.store_constant(at, value);
-                self.e.lea(host::GUEST_RSP, Rm::Disp(host::GUEST_RSP, -8));
+                self.move_stack(-1, 0);
                 self.slow_back();
             }
             Template::Pop { reg } => {
                 let at = self.pop_at(x86::gpr::RSP, op, n, live);
                 let to = PINNED[usize::from(reg)].unwrap_or(host::A);
-                self.e.load(to, at);
+                self.width.load(&mut self.e, to, at);
                 self.set(reg, to);
                 if to != host::GUEST_RSP {
-                    self.e.lea(host::GUEST_RSP, Rm::Disp(host::GUEST_RSP, 8));
+                    self.move_stack(1, 0);
                 }
                 self.slow_back();
             }
             Template::Leave => {
                 let at = self.pop_at(x86::gpr::RBP, op, n, live);
-                self.e.lea(host::GUEST_RSP, Rm::Disp(host::RBP, 8));
-                self.e.load(host::RBP, at);
+                let word = self.width.bytes().into();
+                self.width.lea(&mut self.e, host::GUEST_RSP, Rm::Disp(host::RBP, word));
+                self.width.load(&mut self.e, host::RBP, at);
                 self.slow_back();
             }
             Template::JumpIf { condition, target } => {
@@ -520,7 +536,7 @@ impl Generator<'_> {
                 self.keep_flags(live);
                 let target = self.value(reg, host::A);
                 if target != host::A {
-                    self.e.mov(host::A, target);
+                    self.width.load(&mut self.e, host::A, Rm::Reg(target));
                 }
                 match c.template {
                     Template::JumpRegister { .. } => self.jump_computed(Vec::new(), op, n),
@@ -530,12 +546,14 @@ impl Generator<'_> {
             }
             Template::JumpMemory | Template::CallMemory => {
                 self.keep_flags(live);
-                self.linear_address(&op.mem);
-                let miss = self.look_up(8, false);
-                self.e.load(host::A, Rm::At(host::A));
+                let size = self.width.bytes().into();
+                let past_the_end = self.linear_address(&op.mem, size);
+                let miss = self.look_up(size, false);
+                self.width.load(&mut self.e, host::A, Rm::At(host::A));
+                let slow = past_the_end.into_iter().chain([miss]).collect();
                 match c.template {
-                    Template::JumpMemory => self.jump_computed(vec![miss], op, n),
-                    _ => self.call_computed(vec![miss], op, n),
+                    Template::JumpMemory => self.jump_computed(slow, op, n),
+                    _ => self.call_computed(slow, op, n),
                 }
                 return End::Left;
             }
@@ -569,7 +587,7 @@ impl Generator<'_> {
     }
 
     pub(super) fn store_constant(&mut self, at: Rm, value: i32) {
-        self.e.modrm(Form::long(0xc7), 0, at);
+        self.e.modrm(self.width.form(0xc7), 0, at);
         self.e.bytes(&value.to_le_bytes());
     }
 
@@ -586,31 +604,66 @@ impl Generator<'_> {
         self.held = Held::NOTHING;
         if let Some(slow) = self.slow.last_mut() {
             slow.back = Some(here);
+            if slow.place.is_none() {
+                self.found = None;
+            }
         }
     }
 
     pub(super) fn slow_end(&mut self, jumps: Vec<Jump>, op: &Op, n: usize) {
         let site = self.site(op, n, true);
-        self.slow.push(Slow { jumps, site, back: None, restore: false, reload: None, loaded: Loaded::Nothing });
+        self.slow.push(Slow { jumps, site, back: None, restore: false, reload: None, loaded: Loaded::Nothing, place: None });
     }
 
-    /// Eight bytes below the stack pointer.
+    /// The word below the stack pointer.
     fn push_at(&mut self, op: &Op, n: usize, live: bool) -> Rm {
         self.keep_flags(live);
-        Rm::Disp(host::A, self.locate(Access::stack(x86::gpr::RSP as u8, -8, true), 1, op, n))
+        Rm::Disp(host::A, self.locate(self.below_stack(), 1, op, n))
     }
 
-    /// Eight bytes at a register of the guest's.
+    /// The word at a register of the guest's.
     fn pop_at(&mut self, register: usize, op: &Op, n: usize, live: bool) -> Rm {
         self.keep_flags(live);
-        Rm::Disp(host::A, self.locate(Access::stack(register as u8, 0, false), 1, op, n))
+        Rm::Disp(host::A, self.locate(Access::stack(self.width, register as u8, 0, false), 1, op, n))
+    }
+
+    /// The word that is written by a push.
+    pub(super) fn below_stack(&self) -> Access {
+        Access::stack(self.width, x86::gpr::RSP as u8, -i64::from(self.width.bytes()), true)
+    }
+
+    /// Moves the stack pointer by so many words and bytes.
+    pub(super) fn move_stack(&mut self, words: i32, bytes: i32) {
+        let distance = words * i32::from(self.width.bytes()) + bytes;
+        self.width.lea(&mut self.e, host::GUEST_RSP, Rm::Disp(host::GUEST_RSP, distance));
+    }
+
+    /// PUSH of memory: two operands there, of which the second is looked up as a store.
+    fn push_memory(&mut self, op: &Op, n: usize, live: bool) {
+        self.keep_flags(live);
+        let Access { mem, size, .. } = self.below_stack();
+        let past_the_end = self.linear_address(&op.mem, size);
+        let mut slow: Vec<Jump> = past_the_end.into_iter().collect();
+        slow.push(self.look_up(size, false));
+        self.width.load(&mut self.e, host::A, Rm::At(host::A));
+        self.e.store(core_field(field::TARGET), host::A);
+        self.linear_address(&mem, size);
+        slow.push(self.look_up(size, true));
+        self.e.load(host::B, core_field(field::TARGET));
+        self.width.store(&mut self.e, Rm::At(host::A), host::B);
+        self.move_stack(-1, 0);
+        self.slow_end(slow, op, n);
+        if let Some(slow) = self.slow.last_mut() {
+            slow.loaded = self.loaded;
+        }
+        self.slow_back();
     }
 
     fn modrm(&mut self, c: &Classified<'_>, parts: &Parts<'_>, operands: &Operands, op: &Op, n: usize) {
         let wide = parts.rex & 8 != 0;
         let merges = |byte: bool| byte || parts.word;
         let mut located = Rm::At(host::A);
-        if let Some(access) = reuse::access(c, op) {
+        if let Some(access) = reuse::access(c, op, self.width) {
             self.keep_flags(c.live_before != 0);
             located = Rm::Disp(host::A, self.locate(access, 1, op, n));
         }
@@ -690,6 +743,9 @@ impl Generator<'_> {
                     self.call_load(slow.loaded);
                     if slow.restore {
                         self.restore_flags();
+                    }
+                    if let Some(place) = slow.place {
+                        self.e.load(host::A, reuse::place_field(place));
                     }
                     if let Some((guest, scratch)) = slow.reload {
                         self.e.load(scratch, slot(guest));

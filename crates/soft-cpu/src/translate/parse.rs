@@ -1,4 +1,4 @@
-//! The parts of an instruction's encoding in 64-bit code, and what the translator knows of its operands.
+//! The parts of an instruction's encoding in 64- and 32-bit code, and what the translator knows of its operands.
 //!
 //! Only what has a template is described here: the general-purpose instructions of the one-byte and the 0F opcode maps. Everything else is executed
 //! by the interpreter's handler.
@@ -61,8 +61,9 @@ const fn operands(reg: Access, rm: Access, byte: bool) -> Operands {
     Operands { reg, rm, byte_reg: byte, byte_rm: byte, by_cl: false }
 }
 
-/// Takes an encoding apart; `None` if it has a prefix or an opcode map that no template knows.
-pub(super) fn parse(bytes: &[u8], has_modrm: impl Fn(bool, u8) -> bool) -> Option<Parts<'_>> {
+/// Takes an encoding of 64-bit code, or else of 32-bit code with addresses of 32 bits, apart; `None` if it has a prefix or an opcode map that no template knows.
+/// Short forms that have no template, or that 64-bit code does not have, become the long ones that do the same.
+pub(super) fn parse(bytes: &[u8], code64: bool) -> Option<Parts<'_>> {
     let mut parts = Parts {
         lock: false,
         word: false,
@@ -81,13 +82,13 @@ pub(super) fn parse(bytes: &[u8], has_modrm: impl Fn(bool, u8) -> bool) -> Optio
             0x66 => parts.word = true,
             0xf0 => parts.lock = true,
             prefix @ (0xf2 | 0xf3) => parts.repeat = prefix,
-            // The decoder has dealt with segments.
-            0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 => {}
+            // The decoder has dealt with segments and addresses.
+            0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x67 => {}
             _ => break,
         }
         at += 1;
     }
-    if *bytes.get(at)? & 0xf0 == 0x40 {
+    if code64 && *bytes.get(at)? & 0xf0 == 0x40 {
         parts.rex = bytes[at];
         at += 1;
     }
@@ -97,6 +98,19 @@ pub(super) fn parse(bytes: &[u8], has_modrm: impl Fn(bool, u8) -> bool) -> Optio
     }
     parts.opcode = *bytes.get(at)?;
     at += 1;
+    match parts.opcode {
+        // INC and DEC of a register, in 32-bit code.
+        0x40..=0x4f if !code64 && !parts.two_byte => {
+            let digit = parts.opcode >> 3 & 1;
+            return Some(Parts { opcode: 0xff, reg: digit, rm: parts.opcode & 7, ..parts });
+        }
+        // MOV between the accumulator and an address in the instruction.
+        0xa0..=0xa3 if !parts.two_byte => {
+            let opcode = [0x8a, 0x8b, 0x88, 0x89][usize::from(parts.opcode & 3)];
+            return Some(Parts { opcode, memory: true, ..parts });
+        }
+        _ => {}
+    }
     if has_modrm(parts.two_byte, parts.opcode) {
         let modrm = *bytes.get(at)?;
         at += 1;
@@ -126,7 +140,7 @@ pub(super) fn parse(bytes: &[u8], has_modrm: impl Fn(bool, u8) -> bool) -> Optio
 }
 
 /// Whether an opcode that may have a template has a ModRM byte.
-pub(super) fn has_modrm(two_byte: bool, opcode: u8) -> bool {
+fn has_modrm(two_byte: bool, opcode: u8) -> bool {
     if two_byte {
         return !matches!(opcode, 0xc8..=0xcf | 0x80..=0x8f);
     }

@@ -8,7 +8,9 @@
 //! It is sound because nothing takes a translation back while a block runs: TLBs are flushed by handlers, behind whose calls a block starts anew here, and between
 //! runs of generated code, where also what other CPUs ask for is done.
 //!
-//! DEVNOTE: keeping the host address in a register would save its load, but there is none to spare; a pinned register given up for it costs more elsewhere.
+//! The host address stays in the first scratch register until something else needs that; then only whether it is there is looked at, off the path that the operand waits for.
+//!
+//! DEVNOTE: keeping it in a register of its own would save its load, but there is none to spare; a pinned register given up for it costs more elsewhere.
 
 use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind};
 
@@ -16,6 +18,7 @@ use super::classify::{Classified, Template};
 use super::emit::{Form, Jump, Rm, host};
 use super::generate::{Generator, Slow, core_field, field};
 use super::steps::Step;
+use super::width::Width;
 use crate::core::{GPR_ZERO, seg};
 use crate::op::{Mem, Op};
 
@@ -46,10 +49,10 @@ pub(super) struct Access {
 }
 
 impl Access {
-    /// Eight bytes at a register plus `displacement`, on the stack.
-    pub(super) fn stack(base: u8, displacement: i64, write: bool) -> Self {
+    /// A word at a register plus `displacement`, on the stack.
+    pub(super) fn stack(width: Width, base: u8, displacement: i64, write: bool) -> Self {
         let mem = Mem { displacement: displacement as u64, base, segment: seg::FLAT_STACK as u8, ..Mem::NONE };
-        Self { mem, size: 8, write }
+        Self { mem: Mem { unused_bits: width.unused_bits(), ..mem }, size: width.bytes() as usize, write }
     }
 }
 
@@ -57,7 +60,7 @@ const RSP: usize = x86::gpr::RSP;
 const RBP: usize = x86::gpr::RBP;
 
 /// An instruction's access, where its template knows how to share a look-up.
-pub(super) fn access(c: &Classified<'_>, op: &Op) -> Option<Access> {
+pub(super) fn access(c: &Classified<'_>, op: &Op, width: Width) -> Option<Access> {
     match &c.template {
         Template::ModRm(parts, operands) if parts.memory => {
             Some(Access { mem: op.mem, size: c.instruction.memory_size().size(), write: operands.rm.write })
@@ -67,16 +70,17 @@ pub(super) fn access(c: &Classified<'_>, op: &Op) -> Option<Access> {
             Some(Access { mem: op.mem, size: c.instruction.memory_size().size(), write: false })
         }
         Template::Push { .. } | Template::PushConstant(_) | Template::Call { .. } => {
-            Some(Access::stack(RSP as u8, -8, true))
+            Some(Access::stack(width, RSP as u8, -i64::from(width.bytes()), true))
         }
-        Template::Pop { .. } | Template::Return { .. } => Some(Access::stack(RSP as u8, 0, false)),
-        Template::Leave => Some(Access::stack(RBP as u8, 0, false)),
+        Template::Pop { .. } | Template::Return { .. } => Some(Access::stack(width, RSP as u8, 0, false)),
+        Template::Leave => Some(Access::stack(width, RBP as u8, 0, false)),
         _ => None,
     }
 }
 
 /// What is known of the registers: how often each took a value that is not known, and what was added to it since.
 struct Registers {
+    width: Width,
     versions: [u32; 32],
     added: [i64; 32],
     factory: Option<InstructionInfoFactory>,
@@ -89,19 +93,25 @@ struct Key {
     index: (u8, u32),
     shift: u8,
     segment: u8,
+    unused_bits: u8,
 }
 
 impl Registers {
-    fn new() -> Self {
-        Self { versions: [0; 32], added: [0; 32], factory: None }
+    fn new(width: Width) -> Self {
+        Self { width, versions: [0; 32], added: [0; 32], factory: None }
     }
 
     /// The group that an address belongs to, and where in it.
     fn place(&self, mem: &Mem) -> (Key, i64) {
         let version = |register: u8| (register, self.versions[usize::from(register & 31)]);
         let added = |register: u8| self.added[usize::from(register & 31)];
-        let segment = if usize::from(mem.segment) < seg::FLAT { mem.segment } else { seg::FLAT as u8 };
-        let key = Key { base: version(mem.base), index: version(mem.index), shift: mem.shift, segment };
+        let key = Key {
+            base: version(mem.base),
+            index: version(mem.index),
+            shift: mem.shift,
+            segment: segment_of(mem).unwrap_or(seg::FLAT) as u8,
+            unused_bits: mem.unused_bits,
+        };
         let at = (mem.displacement as i64)
             .wrapping_add(added(mem.base))
             .wrapping_add(added(mem.index).wrapping_shl(mem.shift.into()));
@@ -116,16 +126,18 @@ impl Registers {
     fn execute(&mut self, c: &Classified<'_>) {
         match c.template {
             Template::Nop => {}
-            Template::Push { .. } | Template::PushConstant(_) => self.add(RSP, -8),
+            Template::Push { .. } | Template::PushConstant(_) | Template::PushMemory => {
+                self.add(RSP, -i64::from(self.width.bytes()));
+            }
             Template::Pop { reg } => {
-                self.add(RSP, 8);
+                self.add(RSP, self.width.bytes().into());
                 self.versions[usize::from(reg & 31)] += 1;
             }
             Template::Leave => {
                 self.versions[RSP] += 1;
                 self.versions[RBP] += 1;
             }
-            _ => match constant_added(&c.instruction) {
+            _ => match constant_added(&c.instruction, self.width) {
                 Some((register, value)) => self.add(register, value),
                 None => {
                     let factory = self.factory.get_or_insert_with(InstructionInfoFactory::new);
@@ -140,12 +152,17 @@ impl Registers {
     }
 }
 
-/// The 64-bit register that an instruction adds a constant to, and the constant.
-fn constant_added(i: &Instruction) -> Option<(usize, i64)> {
-    if i.op0_kind() != OpKind::Register || !i.op0_register().is_gpr64() {
+/// The segment whose base belongs to the operand's address; `None` for those that begin at zero.
+pub(super) fn segment_of(mem: &Mem) -> Option<usize> {
+    Some(usize::from(mem.segment)).filter(|segment| matches!(*segment, seg::FS | seg::GS))
+}
+
+/// The register of all an address's bits that an instruction adds a constant to, and the constant.
+fn constant_added(i: &Instruction, width: Width) -> Option<(usize, i64)> {
+    let register = i.op0_register();
+    if i.op0_kind() != OpKind::Register || !register.is_gpr() || register.size() != width.bytes() as usize {
         return None;
     }
-    let register = i.op0_register();
     let by_constant = i.op_count() == 2 && !matches!(i.op1_kind(), OpKind::Register | OpKind::Memory);
     let value = match i.mnemonic() {
         Mnemonic::Inc => 1,
@@ -167,17 +184,17 @@ struct Group {
 }
 
 /// Each instruction's role, in order.
-pub(super) fn plan(steps: &[Step<'_>]) -> Vec<Role> {
+pub(super) fn plan(steps: &[Step<'_>], width: Width) -> Vec<Role> {
     let mut roles = vec![Role::Alone; steps.len()];
-    if steps.iter().filter(|step| access(&step.c, step.op).is_some()).count() < 2 {
+    if steps.iter().filter(|step| access(&step.c, step.op, width).is_some()).count() < 2 {
         return roles;
     }
-    let mut registers = Registers::new();
+    let mut registers = Registers::new(width);
     let mut groups: Vec<Group> = Vec::new();
     // Those before a handler's call are closed.
     let mut open = 0;
     for (n, Step { c, op, .. }) in steps.iter().enumerate() {
-        if let Some(Access { mem, size, write }) = access(c, op) {
+        if let Some(Access { mem, size, write }) = access(c, op, width) {
             let (key, at) = registers.place(&mem);
             // Displacements and canonical addresses are far from where numbers end.
             let end = at.wrapping_add(size as i64);
@@ -223,6 +240,8 @@ fn begins_within_reach(group: &Group, steps: &[Step<'_>]) -> bool {
 /// A look-up of its own for an operand whose group was not found.
 pub(super) struct Retry {
     jump: Jump,
+    /// Another one: see [`Generator::linear_address`].
+    past_the_end: Option<Jump>,
     access: Access,
     /// The place that says from now on that there is nothing.
     empties: Option<u8>,
@@ -233,7 +252,8 @@ pub(super) struct Retry {
     slow: usize,
 }
 
-fn place_field(place: u8) -> Rm {
+/// Where a place's address is kept.
+pub(super) fn place_field(place: u8) -> Rm {
     core_field(field::PLACES + usize::from(place) * 8)
 }
 
@@ -243,33 +263,45 @@ impl Generator<'_> {
     pub(super) fn locate(&mut self, access: Access, alignment: usize, op: &Op, n: usize) -> i32 {
         let site = self.site(op, n, true);
         let slow = self.slow.len();
-        self.slow.push(Slow { jumps: Vec::new(), site, back: None, restore: false, reload: None, loaded: self.loaded });
+        let place = match self.roles[n] {
+            Role::Alone => None,
+            Role::First { place, .. } | Role::Later { place, .. } => Some(place),
+        };
+        let (jumps, loaded) = (Vec::new(), self.loaded);
+        self.slow.push(Slow { jumps, site, back: None, restore: false, reload: None, loaded, place });
         let distance = match self.roles[n] {
             Role::Alone => {
-                self.linear_address(&access.mem);
+                let past_the_end = self.linear_address(&access.mem, access.size);
                 let miss = self.look_up(access.size, access.write);
-                self.slow[slow].jumps.push(miss);
+                self.slow[slow].jumps.extend(past_the_end.into_iter().chain([miss]));
                 0
             }
             Role::First { place, distance, span, write } => {
                 let displacement = access.mem.displacement.wrapping_sub(i64::from(distance) as u64);
-                self.linear_address(&Mem { displacement, ..access.mem });
+                let past_the_end = self.linear_address(&Mem { displacement, ..access.mem }, span);
                 let jump = self.look_up(span, write);
                 self.e.store(place_field(place), host::A);
                 let back = self.e.code.len();
-                self.retries.push(Retry { jump, access, empties: Some(place), distance, back, slow });
+                self.retries.push(Retry { jump, past_the_end, access, empties: Some(place), distance, back, slow });
                 distance
             }
             Role::Later { place, distance } => {
-                self.e.load(host::A, place_field(place));
-                // TEST
-                self.e.modrm(Form::long(0x85), host::A, Rm::Reg(host::A));
+                if self.found == Some((place, self.e.writes_of_a)) {
+                    // CMP: the address is there, but may have been found for another operand alone.
+                    self.e.modrm(Form::long(0x83), 7, place_field(place));
+                    self.e.bytes(&[0]);
+                } else {
+                    self.e.load(host::A, place_field(place));
+                    // TEST
+                    self.e.modrm(Form::long(0x85), host::A, Rm::Reg(host::A));
+                }
                 let jump = self.e.jump_if(4);
                 let back = self.e.code.len();
-                self.retries.push(Retry { jump, access, empties: None, distance, back, slow });
+                self.retries.push(Retry { jump, past_the_end: None, access, empties: None, distance, back, slow });
                 distance
             }
         };
+        self.found = place.map(|place| (place, self.e.writes_of_a));
         if alignment > 1 {
             let mask = alignment as u8 - 1;
             let mut at = host::A;
@@ -288,15 +320,17 @@ impl Generator<'_> {
 
     /// The look-ups that [`Self::locate`] put out of line.
     pub(super) fn retry_out_of_line(&mut self) {
-        for Retry { jump, access, empties, distance, back, slow } in std::mem::take(&mut self.retries) {
-            self.e.aim_here(jump);
+        for Retry { jump, past_the_end, access, empties, distance, back, slow } in std::mem::take(&mut self.retries) {
+            for jump in past_the_end.into_iter().chain([jump]) {
+                self.e.aim_here(jump);
+            }
             if let Some(place) = empties {
                 self.e.modrm(Form::long(0xc7), 0, place_field(place));
                 self.e.bytes(&0u32.to_le_bytes());
             }
-            self.linear_address(&access.mem);
+            let past_the_end = self.linear_address(&access.mem, access.size);
             let miss = self.look_up(access.size, access.write);
-            self.slow[slow].jumps.push(miss);
+            self.slow[slow].jumps.extend(past_the_end.into_iter().chain([miss]));
             self.e.lea(host::A, Rm::Disp(host::A, -distance));
             let again = self.e.jump();
             self.e.aim(again, back);

@@ -181,7 +181,7 @@ extern "sysv64" fn execute(core: *mut Core, site: u64, rip: u64) -> u32 {
         *page = rip & !0xfff;
         rip
     };
-    core.rip = rip.wrapping_add(u64::from(op.len));
+    core.rip = rip.wrapping_add(u64::from(op.len)) & core.mode.ip_mask();
     core.block_end = usize::MAX;
     core.shadow = InterruptShadow::None;
     let result = (op.execute)(core, op);

@@ -39,7 +39,7 @@ pub(super) fn steps<'a>(parts: &'a [Part<'a>], mode: DecodeMode, precise: bool) 
     let mut vectors = Vectors::new(mode);
     let mut steps: Vec<Step<'_>> = Vec::with_capacity(count);
     for part in parts {
-        let mut decoder = Decoder::with_ip(64, part.bytes, part.place.rip(), DecoderOptions::NONE);
+        let mut decoder = Decoder::with_ip(mode.bitness(), part.bytes, part.place.rip(), DecoderOptions::NONE);
         let rest = count - steps.len() - part.ops.len();
         rest_accesses -= part.accesses;
         for (n, op) in part.ops.iter().enumerate() {

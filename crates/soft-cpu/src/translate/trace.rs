@@ -8,8 +8,10 @@
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction};
 
+use super::classify::direct_target;
 use super::generate::Place;
 use crate::block::{Block, BlockCache};
+use crate::core::DecodeMode;
 use crate::op::Op;
 
 /// Most blocks in a trace.
@@ -52,12 +54,12 @@ impl<'a> Part<'a> {
     }
 
     /// The last instruction.
-    fn last(&self) -> Option<Instruction> {
+    fn last(&self, mode: DecodeMode) -> Option<Instruction> {
         let op = self.ops.last()?;
         let start = usize::from(op.offset);
         let bytes = self.bytes.get(start..start + usize::from(op.len))?;
         let ip = self.place.rip().wrapping_add(start as u64);
-        Some(Decoder::with_ip(64, bytes, ip, DecoderOptions::NONE).decode())
+        Some(Decoder::with_ip(mode.bitness(), bytes, ip, DecoderOptions::NONE).decode())
     }
 }
 
@@ -87,7 +89,7 @@ fn successor<'a>(
     last: usize,
     heat: u32,
 ) -> Option<(Next, &'a Block, Place)> {
-    let i = parts[last].last()?;
+    let i = parts[last].last(head.mode())?;
     let here = parts[last].place;
     let on_page = |target: u64| target >> 12 == here.rip() >> 12;
     let candidate = |next, target: u64| {
@@ -95,11 +97,9 @@ fn successor<'a>(
         Some((block.native.warmth(), next, block, here.on_same_page(target & 0xfff)))
     };
     let targets = match i.flow_control() {
-        FlowControl::UnconditionalBranch if i.is_jmp_short_or_near() => {
-            [Some((Next::Jump, i.near_branch_target())), None]
-        }
+        FlowControl::UnconditionalBranch if i.is_jmp_short_or_near() => [Some((Next::Jump, direct_target(&i)?)), None],
         FlowControl::ConditionalBranch if i.is_jcc_short_or_near() => {
-            [Some((Next::NotTaken, i.next_ip())), Some((Next::Taken, i.near_branch_target()))]
+            [Some((Next::NotTaken, i.next_ip())), Some((Next::Taken, direct_target(&i)?))]
         }
         _ => return None,
     };

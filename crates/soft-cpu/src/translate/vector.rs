@@ -98,8 +98,13 @@ impl Vectors {
         Self { mode, tools: None }
     }
 
+    /// The mode of the code.
+    pub(super) fn mode(&self) -> DecodeMode {
+        self.mode
+    }
+
     /// The instruction for the host; `None` if it is none of this family.
-    pub(super) fn classify(&mut self, i: &Instruction, op: &Op) -> Option<Vector> {
+    pub(super) fn classify(&mut self, i: &Instruction) -> Option<Vector> {
         let needs = if is_general(i.mnemonic()) { Loaded::Nothing } else { needs(i, self.mode)? };
         let (encoder, factory) = self.tools.get_or_insert_with(|| (Encoder::new(64), InstructionInfoFactory::new()));
         let info = factory.info(i);
@@ -126,7 +131,7 @@ impl Vectors {
                 OpKind::Register if is_kept(i.op_register(n)) => {}
                 OpKind::Memory => {
                     let size = i.memory_size().size();
-                    if !matches!(size, 1 | 2 | 4 | 8 | 10 | 16 | 32) || op.mem.unused_bits != 0 || read == write {
+                    if !matches!(size, 1 | 2 | 4 | 8 | 10 | 16 | 32) || read == write {
                         return None;
                     }
                     let alignment = if needs == Loaded::Nothing { 1 } else { alignment(i) };
@@ -238,7 +243,9 @@ fn needs(i: &Instruction, mode: DecodeMode) -> Option<Loaded> {
     let handled = matches!(
         i.mnemonic(),
         Maskmovdqu | Vmaskmovdqu | Maskmovq | Vmaskmovps | Vmaskmovpd | Vpmaskmovd | Vpmaskmovq | Fldcw | Fninit
-    ) || i.is_vsib();
+    ) || i.is_vsib()
+        // In 32-bit code they leave the registers alone that it does not have.
+        || !mode.has(DecodeMode::CODE64) && matches!(i.mnemonic(), Vzeroupper | Vzeroall);
     if handled || !Class::of(i)?.runs_in(mode) {
         return None;
     }
@@ -256,6 +263,7 @@ impl Generator<'_> {
             return;
         }
         self.keep_flags(live);
+        self.found = None;
         let missing = vector_state::emit_check(&mut self.e, wanted);
         self.loads.push(Load { missing, wanted, back: self.e.code.len(), n, rip });
         self.loaded = wanted;
@@ -295,6 +303,9 @@ impl Generator<'_> {
             }
         }
         vector.emit(&mut self.e, distance);
+        if vector.general.iter().flatten().any(|general| general.write && general.host == host::A) {
+            self.found = None;
+        }
         for general in vector.general.iter().flatten() {
             if general.write && PINNED[usize::from(general.guest)].is_none() {
                 self.e.store(slot(general.guest), general.host);

@@ -17,11 +17,11 @@ const DATA_SIZE: usize = 0x4000;
 pub(super) struct End {
     pub(super) exit: Exit,
     fault: Fault,
-    rip: u64,
+    pub(super) rip: u64,
     rflags: u64,
-    gprs: [u64; 16],
+    pub(super) gprs: [u64; 16],
     fpu: [u8; XSAVE_SIZE],
-    data: Vec<u8>,
+    pub(super) data: Vec<u8>,
     instructions: u64,
 }
 
@@ -66,7 +66,7 @@ pub(super) fn both_ways(code: &[u8], prepare: impl Fn(&mut Cpu)) -> End {
         assert_eq!(difference, None, "the first byte of the data that differs");
         assert_eq!(translated, interpreted);
     }
-    interpreted
+    End { data: theirs, ..interpreted }
 }
 
 fn put(cpu: &Cpu, at: u64, value: u32) {
