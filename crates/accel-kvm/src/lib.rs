@@ -1,10 +1,12 @@
 //! KVM as an accelerator: the host's processor runs the guest.
 //!
 //! Whose the interrupt controllers are is [`KernelIrqchip`]'s choice, QEMU's `kernel-irqchip` (Linux Documentation/virt/kvm/api.rst). *Split*, the default: the kernel has the local APICs ([`local_apic`]); PIC, IOAPIC and PIT are the
-//! same models that the software CPU's machines have. The IOAPIC's messages go in by KVM_SIGNAL_MSI, the end of a level-triggered one comes back as an exit ([`vm`]), and the PIC's vector is
+//! same models that the software CPU's machines have. The IOAPIC's messages go in by KVM_SIGNAL_MSI, the end of a level-triggered one comes back as an exit ([`routes`]), and the PIC's vector is
 //! queued when the guest can take it ([`vcpu`]). *On*: all are the kernel's ([`irqchip`]). *Off*: the local APICs are our models too ([`userspace_apic`], [`own_apic`]), without x2APIC and TSC deadlines.
 //!
-//! Deliberately missing: dirty logging, SMM, nested virtualization, and irqfd (the DEVNOTE in [`vm`]).
+//! A store to a device's notification register can signal an event, and an event can interrupt ([`irqfd`], with *split*), both without this process.
+//!
+//! Deliberately missing: dirty logging, SMM, and nested virtualization.
 //!
 //! The crate is for x86-64 hosts, as its `kvm-bindings` structures are.
 
@@ -14,10 +16,12 @@ mod availability;
 mod cpuid;
 mod exit;
 mod irqchip;
+mod irqfd;
 mod local_apic;
 mod mailbox;
 mod own_apic;
 mod report;
+mod routes;
 mod state;
 mod userspace_apic;
 mod vcpu;

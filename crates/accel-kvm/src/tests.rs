@@ -139,3 +139,12 @@ fn a_store_that_has_an_event_signals_it_and_leaves_the_board_alone() {
     }
     assert_eq!(conformance::doorbell(&SoftAccelerator::default()).unwrap(), None);
 }
+
+#[test]
+fn a_signalled_event_interrupts_by_itself_where_the_local_apics_alone_are_the_kernels() {
+    for (irqchip, interrupts) in EVERY_IRQCHIP.into_iter().zip([Some(5), None, None]) {
+        let Some(kvm) = kvm(irqchip) else { return };
+        assert_eq!(conformance::interrupting_event(&kvm).unwrap(), interrupts, "{irqchip:?}");
+    }
+    assert_eq!(conformance::interrupting_event(&SoftAccelerator::default()).unwrap(), None);
+}

@@ -1,37 +1,32 @@
-//! One VM: its memory slots, its interrupt messages, and the routes by which KVM learns whose end-of-interrupt it must report.
+//! One VM: its memory slots, its interrupt messages, and the events that stand for a store or an interrupt.
 //!
-//! With the split interrupt controllers KVM reports the end of an interrupt only for level-triggered messages in its routing table. Our IOAPIC is not known here, but each of its
-//! level-triggered messages passes [`accel::Vm::signal_msi`]: what is not in the table yet is put there before the message is sent. So the table
-//! follows the guest's redirection entries without anybody watching them.
-//!
-//! DEVNOTE: irqfd is not used, because every interrupt of a virtio-mmio device comes through this process in any case: its InterruptStatus is ours and must be set before its line rises, and the driver's
-//! InterruptACK comes to us. Measured on the project's machine (Linux 6.18, medians): with split controllers KVM_SIGNAL_MSI takes 571 ns, a write to an irqfd with the same message 641 ns.
-//! With the controllers in the kernel KVM_IRQ_LINE has the IOAPIC's pin high after 1.3 us, an irqfd after 5.6 us, since a kernel worker serves it, and for a level-triggered pin a second descriptor then
-//! wakes the event loop at each end of interrupt. QEMU's virtio-mmio has no irqfd either. It would pay where another process or the kernel raises an edge-triggered MSI, for which this board has no device.
+//! DEVNOTE: a device in this process has no irqfd. Its InterruptStatus is ours and must be set before its line rises, so the interrupt comes through this process in any case, and then the plain call is the faster one. Measured on
+//! the project's machine (Linux 6.18, medians): with split controllers KVM_SIGNAL_MSI takes 571 ns, a write to an irqfd with the same message 641 ns.
+//! With the controllers in the kernel KVM_IRQ_LINE has the IOAPIC's pin high after 1.3 us, an irqfd after 5.6 us. [`crate::irqfd`] is for devices that another process serves.
 
 #![expect(unsafe_code, reason = "KVM is given the addresses of guest RAM")]
 
-use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use accel::cpuid::Place;
-use accel::{AccelError, Irqchip, Vcpu, Vm, VmConfig};
+use accel::{AccelError, Irqchip, Irqfd, Vcpu, Vm, VmConfig};
 use chipset::lapic::{DeliveryMode, Destination, InterruptMessage, TriggerMode};
 use guest_memory::GuestMemory;
 use kvm_bindings::{
-    KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_IRQ_ROUTING_MSI, KVM_MAX_CPUID_ENTRIES,
-    KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, KvmIrqRouting, kvm_enable_cap,
-    kvm_irq_routing_entry, kvm_msi, kvm_userspace_memory_region,
+    KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_MAX_CPUID_ENTRIES, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK,
+    KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap, kvm_msi, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
-use tracing::{debug, warn};
+use tracing::debug;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use x86::cpuid::CpuidTable;
 
 use crate::irqchip::KernelChips;
+use crate::irqfd::SplitIrqfd;
 use crate::mailbox::Mailbox;
+use crate::routes::{LEVEL_ROUTES, Routes, address_halves};
 use crate::userspace_apic::UserspaceApics;
 use crate::vcpu::KvmVcpu;
 use crate::{KernelIrqchip, cpuid, host};
@@ -40,8 +35,6 @@ use crate::{KernelIrqchip, cpuid, host};
 const TSS_ADDRESS: usize = 0xfffb_d000;
 /// One page for KVM's own use on Intel processors: an identity map.
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
-/// Level-triggered messages that are remembered: more than two IOAPICs have pins.
-const ROUTES: usize = 64;
 /// MSI data: trigger mode level (SDM vol. 3, 12.11.2).
 const LEVEL_TRIGGERED: u32 = 1 << 15;
 /// MSI that is an NMI to the processor with local APIC ID 0.
@@ -50,7 +43,7 @@ const NMI_TO_BSP: (u64, u32) = (0xfee0_0000, 0x400);
 /// Where the interrupt controllers of a VM are.
 pub(crate) enum Controllers {
     /// The local APICs are the kernel's, the rest is the board's.
-    Split(LevelRoutes),
+    Split(Routes),
     /// All are the kernel's.
     Kernel(Arc<KernelChips>),
     /// The local APICs are ours, the rest is the board's.
@@ -79,45 +72,6 @@ impl VmShared {
     pub(crate) fn injects_for_pic(&self) -> bool {
         matches!(self.controllers, Controllers::Split(_))
     }
-}
-
-/// The level-triggered messages in KVM's routing table, the least recently sent first.
-#[derive(Default)]
-pub(crate) struct LevelRoutes(Mutex<VecDeque<(u64, u32)>>);
-
-impl LevelRoutes {
-    /// Makes KVM report the end of this level-triggered message's interrupt.
-    fn add(&self, fd: &VmFd, message: (u64, u32)) {
-        let mut messages = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = messages.iter().position(|m| *m == message).and_then(|at| messages.remove(at));
-        messages.push_back(message);
-        if known.is_some() {
-            return;
-        }
-        if messages.len() > ROUTES {
-            messages.pop_front();
-        }
-        let entries: Vec<_> =
-            (0..).zip(messages.iter()).map(|(gsi, &(address, data))| msi_route(gsi, address, data)).collect();
-        let result = KvmIrqRouting::from_entries(&entries).map(|routing| fd.set_gsi_routing(&routing));
-        if !matches!(result, Ok(Ok(()))) {
-            warn!("KVM refuses the interrupt routes ({result:?}): a level-triggered interrupt may arrive only once");
-        }
-    }
-}
-
-/// A message's address in KVM's two halves: bits 14 to 8 of the destination, which a guest that knows of them puts into bits 11 to 5, belong into the upper one
-/// (Linux Documentation/virt/kvm/api.rst, KVM_CAP_X2APIC_API; Documentation/virt/kvm/x86/cpuid.rst, KVM_FEATURE_MSI_EXT_DEST_ID).
-fn address_halves(address: u64) -> (u32, u32) {
-    let extended = address as u32 >> 5 & 0x7f;
-    (address as u32 & !(0x7f << 5), (address >> 32) as u32 | extended << 8)
-}
-
-fn msi_route(gsi: u32, address: u64, data: u32) -> kvm_irq_routing_entry {
-    let mut entry = kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_MSI, ..Default::default() };
-    (entry.u.msi.address_lo, entry.u.msi.address_hi) = address_halves(address);
-    entry.u.msi.data = data;
-    entry
 }
 
 /// A VM on KVM.
@@ -151,10 +105,10 @@ impl KvmVm {
         let mailboxes: Vec<_> = (0..config.vcpus).map(|_| Arc::new(Mailbox::default())).collect();
         let controllers = match irqchip {
             KernelIrqchip::Split => {
-                let pins = [ROUTES as u64, 0, 0, 0];
+                let pins = [LEVEL_ROUTES as u64, 0, 0, 0];
                 let split = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, args: pins, ..Default::default() };
                 fd.enable_cap(&split).map_err(host("enabling KVM_CAP_SPLIT_IRQCHIP"))?;
-                Controllers::Split(LevelRoutes::default())
+                Controllers::Split(Routes::default())
             }
             KernelIrqchip::On => Controllers::Kernel(Arc::new(KernelChips::new(Arc::clone(&fd))?)),
             KernelIrqchip::Off => Controllers::Userspace(UserspaceApics::new(mailboxes.clone())?),
@@ -223,7 +177,7 @@ impl Vm for KvmVm {
             }
             Controllers::Split(routes) => {
                 if data & LEVEL_TRIGGERED != 0 {
-                    routes.add(&self.shared.fd, (address, data));
+                    routes.add_level(&self.shared.fd, (address, data));
                 }
                 self.signal(address, data);
             }
@@ -265,6 +219,14 @@ impl Vm for KvmVm {
         }
     }
 
+    fn irqfd(&self, event: &Arc<EventFd>) -> Option<Box<dyn Irqfd>> {
+        match &self.shared.controllers {
+            Controllers::Split(_) => Some(Box::new(SplitIrqfd::new(&self.shared, event))),
+            // The kernel's IOAPIC makes messages of its own, and without a local APIC of KVM's there is nobody to take one.
+            Controllers::Kernel(_) | Controllers::Userspace(_) => None,
+        }
+    }
+
     fn irqchip(&self) -> Option<Arc<dyn Irqchip>> {
         match &self.shared.controllers {
             Controllers::Kernel(chips) => Some(Arc::clone(chips) as Arc<dyn Irqchip>),
@@ -280,17 +242,5 @@ impl Vm for KvmVm {
                 self.shared.mailboxes.iter().for_each(|mailbox| mailbox.request_apic_reset());
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_upper_bits_of_a_long_destination_are_where_kvm_has_them() {
-        assert_eq!(address_halves(0xfee0_1004), (0xfee0_1004, 0));
-        // APIC ID 0x12c: 0x2c in bits 19-12, 1 in bits 11-5.
-        assert_eq!(address_halves(0xfee2_c020), (0xfee2_c000, 0x100));
     }
 }

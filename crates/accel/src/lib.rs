@@ -66,6 +66,13 @@ pub trait Vm: Send + Sync {
         None
     }
 
+    /// Makes `event` one whose signals become interrupt messages by themselves, of which there is none at first: whoever signals it, another process too, interrupts a vCPU without this process. `None` where
+    /// the backend has nothing like it.
+    fn irqfd(&self, event: &Arc<EventFd>) -> Option<Box<dyn Irqfd>> {
+        let _ = event;
+        None
+    }
+
     /// The interrupt controllers that the backend has in the board's place; `None` where PIC, IOAPICs and PIT are the board's.
     fn irqchip(&self) -> Option<Arc<dyn Irqchip>> {
         None
@@ -73,6 +80,12 @@ pub trait Vm: Send + Sync {
 
     /// Puts every local APIC back to its state after RESET. No vCPU may be running.
     fn reset(&self);
+}
+
+/// An event of [`Vm::irqfd`], until this is dropped.
+pub trait Irqfd: Send {
+    /// The address and data of the message that a signal is from now on, those that wait in the event included; without one they stay in the event, where others find them.
+    fn set_message(&mut self, message: Option<(u64, u32)>);
 }
 
 /// An input of one of [`Irqchip`]'s controllers.

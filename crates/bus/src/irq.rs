@@ -2,10 +2,39 @@
 
 use std::sync::Arc;
 
+use vmm_sys_util::eventfd::EventFd;
+
 /// What a wire ends in: an interrupt controller, or several of them (the board's GSI fan-out).
 pub trait IrqTarget: Send + Sync {
     /// The wire on input `pin` now has this level. Called on changes and may be called with the level it already has.
     fn set_irq(&self, pin: u32, level: bool);
+
+    /// Has each signal of `event` interrupt by input `pin` without this process, as a short pulse would, for as long as what is returned lives. `None` where nothing but
+    /// [`IrqTarget::set_irq`] reaches the input.
+    ///
+    /// While the input cannot take it, as when it is masked, a signal stays in the event: its owner goes on watching it, and drives the wire for what is found there.
+    fn bind(&self, pin: u32, event: &Arc<EventFd>) -> Option<EventBinding> {
+        let _ = (pin, event);
+        None
+    }
+}
+
+/// An event that interrupts by itself, until this is dropped.
+pub struct EventBinding {
+    _guard: Box<dyn Send>,
+}
+
+impl EventBinding {
+    /// One that ends when `guard` is dropped.
+    pub fn new(guard: impl Send + 'static) -> Self {
+        Self { _guard: Box::new(guard) }
+    }
+}
+
+impl std::fmt::Debug for EventBinding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EventBinding").finish_non_exhaustive()
+    }
 }
 
 /// A device's end of an interrupt wire.
@@ -31,6 +60,11 @@ impl IrqLine {
         if let Some(target) = &self.target {
             target.set_irq(self.pin, level);
         }
+    }
+
+    /// As [`IrqTarget::bind`]: each signal of `event` is to interrupt without this process.
+    pub fn bind(&self, event: &Arc<EventFd>) -> Option<EventBinding> {
+        self.target.as_ref()?.bind(self.pin, event)
     }
 
     /// Drives the wire high and low again: one edge.

@@ -16,7 +16,7 @@ mod timer;
 
 pub use clock::{Clock, ManualClock, MonotonicClock};
 pub use device::{IoError, MmioDevice, PortDevice};
-pub use irq::{IrqLine, IrqTarget};
+pub use irq::{EventBinding, IrqLine, IrqTarget};
 pub use power::{PowerControl, PowerRequest};
 pub use space::{AddressSpaces, AddressSpacesBuilder, OverlapError};
 pub use timer::{TimedDevice, Timer, TimerTarget};

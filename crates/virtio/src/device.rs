@@ -1,6 +1,9 @@
 //! What a virtio device implements, and what the transport hands it.
 
+use std::sync::Arc;
+
 use thiserror::Error;
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::{Interrupt, QueueError, VirtQueue};
 
@@ -76,6 +79,12 @@ pub trait VirtioDevice: Send {
     /// Writes configuration space at `offset`; what is not there ignores it.
     fn write_config(&mut self, offset: u64, data: &[u8]) {
         let _ = (offset, data);
+    }
+
+    /// Notifications of `queue` signal `event` from now on, in every life of the device: whether the device has whoever serves the queue wait for it. If not, [`VirtioDevice::notify`] is called for them.
+    fn takes_notifications(&mut self, queue: u16, event: &Arc<EventFd>) -> bool {
+        let _ = (queue, event);
+        false
     }
 
     /// The driver is ready (DRIVER_OK).

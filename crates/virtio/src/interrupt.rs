@@ -3,7 +3,8 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bus::IrqLine;
+use bus::{EventBinding, IrqLine};
+use vmm_sys_util::eventfd::EventFd;
 
 /// InterruptStatus bit 0: the device used a buffer (virtio 1.3 section 4.2.2).
 pub(crate) const USED_BUFFER: u32 = 1 << 0;
@@ -17,6 +18,8 @@ struct Shared {
     pending: Mutex<u32>,
     needs_reset: AtomicBool,
     config_generation: AtomicU32,
+    /// Whether buffers may be used and the driver interrupted without this process.
+    bound: AtomicBool,
 }
 
 /// A device's end of its transport's interrupt; clones are the same interrupt and may be used from any thread.
@@ -30,12 +33,26 @@ impl Interrupt {
             pending: Mutex::new(0),
             needs_reset: AtomicBool::new(false),
             config_generation: AtomicU32::new(0),
+            bound: AtomicBool::new(false),
         }))
     }
 
     /// Tells the driver that a buffer was used. Costs no call into the interrupt controller while an earlier interrupt is unacknowledged.
     pub fn used_buffer(&self) {
         self.raise(USED_BUFFER);
+    }
+
+    /// Has each signal of `event` tell the driver that a buffer was used, without this process, where the wire's end can do that ([`bus::IrqTarget::bind`]). The device goes on watching the event, and calls
+    /// [`Interrupt::used_buffer`] for what it finds there.
+    ///
+    /// From then on InterruptStatus always says that a buffer was used, because nobody here knows better when the driver looks.
+    ///
+    /// DEVNOTE: the rings know: a buffer was used if the used index moved since the last InterruptACK. But a driver that polls for a while acknowledges nothing, the index may come round to the same
+    /// 16 bits, and an interrupt that is lost stops the guest, while one too many costs it a look into a ring.
+    pub(crate) fn bind(&self, event: &Arc<EventFd>) -> Option<EventBinding> {
+        let binding = self.0.line.bind(event)?;
+        self.0.bound.store(true, Ordering::SeqCst);
+        Some(binding)
     }
 
     /// Tells the driver that the device's configuration changed.
@@ -63,8 +80,10 @@ impl Interrupt {
         self.0.config_generation.load(Ordering::SeqCst)
     }
 
+    /// What InterruptStatus shows.
     pub(crate) fn pending(&self) -> u32 {
-        *self.0.pending.lock().unwrap_or_else(PoisonError::into_inner)
+        let always = if self.0.bound.load(Ordering::SeqCst) { USED_BUFFER } else { 0 };
+        *self.0.pending.lock().unwrap_or_else(PoisonError::into_inner) | always
     }
 
     pub(crate) fn acknowledge(&self, bits: u32) {

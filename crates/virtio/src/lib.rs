@@ -19,6 +19,8 @@
 #![forbid(unsafe_code)]
 
 mod device;
+#[cfg(any(test, feature = "fake-peer"))]
+pub mod fake_peer;
 mod interrupt;
 mod mmio;
 pub mod nsm;

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bus::{IoError, IrqLine, MmioDevice};
 use tracing::{debug, warn};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::device::features;
 use crate::queue::RingAddresses;
@@ -175,6 +176,11 @@ impl MmioTransport {
     /// Number of queues.
     pub fn queue_count(&self) -> u32 {
         self.queues.len() as u32
+    }
+
+    /// Notifications of queue `index` signal `event` from now on; whether the device takes them by itself, or [`MmioTransport::notify`] is to be called for them.
+    pub fn takes_notifications(&mut self, index: u32, event: &Arc<EventFd>) -> bool {
+        u16::try_from(index).is_ok_and(|index| self.device.takes_notifications(index, event))
     }
 
     fn offered_features(&self) -> u64 {

@@ -1,7 +1,7 @@
 //! The socket device with its other side in another process: vhost-user, the front end (virtio 1.3 section 5.10; QEMU's docs/interop/vhost-user.rst).
 //!
 //! The peer, such as rust-vmm's `vhost-device-vsock`, maps the guest's RAM, serves the receive and the transmit queue itself, and is kicked and calls back by
-//! eventfds. What is left here: the handshake, the guest's CID, the interrupt, and what happens when the peer goes away: the device then needs a reset, and
+//! eventfds. Where the processor backend allows it, these are the guest's own: its notification signals the peer's kick, the peer's call interrupts it, and this process sleeps ([`Interrupt::bind`]). What is left here: the handshake, the guest's CID, the interrupt, and what happens when the peer goes away: the device then needs a reset, and
 //! never comes back in this run.
 //!
 //! Deliberately missing: reconnecting, migration, and the event queue, which would only speak of migration. The peer's writes pass by the watch on pages
@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bus::EventBinding;
 use event_loop::{Handle, Interest, Ready, SourceId};
 use thiserror::Error;
 use tracing::{debug, error};
@@ -86,8 +87,14 @@ pub enum VhostUserError {
 
 /// What is there from DRIVER_OK to the next reset.
 struct Running {
-    kicks: [EventFd; SERVED],
-    calls: [SourceId; SERVED],
+    kicks: [Arc<EventFd>; SERVED],
+    calls: [Call; SERVED],
+}
+
+/// What a queue's call does: it interrupts the driver by itself where there is a binding; the event loop does it for what it leaves there.
+struct Call {
+    source: SourceId,
+    _binding: Option<EventBinding>,
 }
 
 struct Peer {
@@ -102,6 +109,10 @@ pub struct VhostUserVsock {
     guest_cid: u64,
     frontend: Frontend,
     features: u64,
+    /// Whether the guest and the peer may signal each other without this process.
+    direct: bool,
+    /// What a notification of a queue signals, where it does not come through [`VirtioDevice::notify`].
+    notifications: [Option<Arc<EventFd>>; SERVED],
     running: Option<Running>,
     peer: Arc<Peer>,
     watch: SourceId,
@@ -109,11 +120,11 @@ pub struct VhostUserVsock {
 }
 
 impl VhostUserVsock {
-    /// Connects to the process that listens on `path` and asks it whether it serves the guest `guest_cid`. `events` hears of its interrupts and its end.
+    /// Connects to the process that listens on `path` and asks it whether it serves the guest `guest_cid`. `events` hears of its interrupts, unless they are `direct` and can be, and of its end.
     ///
     /// # Errors
     /// [`VhostUserError`] when there is none, or it is none for this guest.
-    pub fn connect(path: &Path, guest_cid: u32, events: Handle) -> Result<Self, VhostUserError> {
+    pub fn connect(path: &Path, guest_cid: u32, direct: bool, events: Handle) -> Result<Self, VhostUserError> {
         let stream =
             UnixStream::connect(path).map_err(|source| VhostUserError::Connect { path: path.to_owned(), source })?;
         let watched = stream.try_clone().map_err(VhostUserError::Descriptor)?;
@@ -160,24 +171,36 @@ impl VhostUserVsock {
         *own.lock().unwrap_or_else(PoisonError::into_inner) = Some(watch);
         debug!(?path, features = offered, "vhost-user peer connected");
         let features = offered & (DEVICE_FEATURES | features::TRANSPORT);
-        Ok(Self { guest_cid: guest_cid.into(), frontend, features, running: None, peer, watch, events })
+        let (guest_cid, notifications) = (guest_cid.into(), [const { None }; SERVED]);
+        Ok(Self { guest_cid, frontend, features, direct, notifications, running: None, peer, watch, events })
     }
 
     fn start(&mut self, activation: &Activation) -> Result<Running, StartError> {
-        let Self { frontend, events, .. } = self;
+        let Self { frontend, events, direct, notifications, .. } = self;
         let protocol = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
         frontend.set_features(activation.features & self.features | protocol)?;
         let memory = activation.queues.first().map(VirtQueue::memory).ok_or(StartError::Memory)?;
         let regions: Result<Vec<_>, _> = memory.iter().map(VhostUserMemoryRegionInfo::from_guest_region).collect();
         frontend.set_mem_table(&regions?)?;
-        let mut start = |index: usize| -> Result<(EventFd, SourceId), StartError> {
+        let mut start = |index: usize| -> Result<(Arc<EventFd>, Call), StartError> {
             let queue = activation.queues.get(index).ok_or(StartError::Memory)?;
-            let (kick, call) = (EventFd::new(EFD_NONBLOCK)?, Arc::new(EventFd::new(EFD_NONBLOCK)?));
+            let kick = match notifications.get(index).cloned().flatten() {
+                Some(notification) => notification,
+                None => Arc::new(EventFd::new(EFD_NONBLOCK)?),
+            };
+            let call = Arc::new(EventFd::new(EFD_NONBLOCK)?);
             frontend.set_vring_num(index, queue.size())?;
             frontend.set_vring_addr(index, &layout(queue)?)?;
             frontend.set_vring_base(index, 0)?;
             frontend.set_vring_call(index, &call)?;
             frontend.set_vring_kick(index, &kick)?;
+            let binding = if *direct { activation.interrupt.bind(&call) } else { None };
+            debug!(
+                queue = index,
+                notified = notifications[index].is_some(),
+                bound = binding.is_some(),
+                "vring started"
+            );
             let (interrupt, called) = (activation.interrupt.clone(), call.clone());
             let source = events.add_source(call, Interest::READ, move |_: Ready| {
                 // Only this callback reads it, so there is something, or nothing is lost.
@@ -185,7 +208,7 @@ impl VhostUserVsock {
                 interrupt.used_buffer();
             })?;
             frontend.set_vring_enable(index, true)?;
-            Ok((kick, source))
+            Ok((kick, Call { source, _binding: binding }))
         };
         let (receive, transmit) = (start(0)?, start(1)?);
         // Buffers may have been there before the driver was ready.
@@ -267,6 +290,16 @@ impl VirtioDevice for VhostUserVsock {
         crate::vsock::read_cid(self.guest_cid, offset, data);
     }
 
+    fn takes_notifications(&mut self, queue: u16, event: &Arc<EventFd>) -> bool {
+        match self.notifications.get_mut(usize::from(queue)).filter(|_| self.direct) {
+            Some(notification) => {
+                *notification = Some(event.clone());
+                true
+            }
+            None => false,
+        }
+    }
+
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
         self.peer.set_interrupt(Some(activation.interrupt.clone()));
         if self.peer.gone.load(Ordering::SeqCst) {
@@ -299,7 +332,7 @@ impl VirtioDevice for VhostUserVsock {
                 // It may go on writing to the guest's memory, and that cannot be taken back.
                 self.peer.is_gone(&error.to_string());
             }
-            self.events.remove_source(call);
+            self.events.remove_source(call.source);
         }
     }
 }

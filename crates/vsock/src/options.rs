@@ -33,6 +33,8 @@ pub struct Options {
     pub greeting_timeout: Duration,
     /// The socket of a vhost-user process that is the other side in place of all this; it must know the same CID.
     pub vhost_user: Option<PathBuf>,
+    /// Whether that process and the guest may notify and interrupt each other without ours, where the processor backend can do that.
+    pub vhost_user_direct: bool,
 }
 
 impl Options {
@@ -47,6 +49,7 @@ impl Options {
             group: None,
             greeting_timeout: GREETING_TIMEOUT,
             vhost_user: None,
+            vhost_user_direct: true,
         }
     }
 }

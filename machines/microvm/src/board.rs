@@ -2,11 +2,11 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use accel::{CpuIo, Irqchip, Vm};
+use accel::{CpuIo, Irqchip, Irqfd, Vm};
 use bus::{AddressSpaces, AddressSpacesBuilder, Clock, IrqLine, IrqTarget, MmioDevice, PortDevice, PowerControl};
 use chipset::ged::{self, Ged};
 use chipset::ioapic::{self, IoApic, IoApicVersion};
-use chipset::lapic::MsiSink;
+use chipset::lapic::{Msi, MsiEvent, MsiSink};
 use chipset::pic::Pic;
 use chipset::pit::Pit;
 use chipset::reset::{I8042, ResetControl};
@@ -14,6 +14,7 @@ use chipset::rtc::{HostWallClock, Rtc};
 use chipset::uart::{self, Uart};
 use guest_memory::GuestMemory;
 use virtio::VirtioDevice;
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::interrupts::{self, GsiWiring, TransportPlan};
 use crate::transports::Transports;
@@ -29,6 +30,19 @@ struct Processors(Arc<dyn Vm>);
 impl MsiSink for Processors {
     fn send_msi(&self, address: u64, data: u32) {
         self.0.signal_msi(address, data);
+    }
+
+    fn bind(&self, event: &Arc<EventFd>) -> Option<Box<dyn MsiEvent>> {
+        Some(Box::new(Outlet(self.0.irqfd(event)?)))
+    }
+}
+
+/// An event that interrupts the processors by itself.
+struct Outlet(Box<dyn Irqfd>);
+
+impl MsiEvent for Outlet {
+    fn set_message(&mut self, message: Option<Msi>) {
+        self.0.set_message(message.map(|Msi { address, data }| (address, data)));
     }
 }
 

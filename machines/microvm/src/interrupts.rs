@@ -16,9 +16,10 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use accel::{AccelError, Irqchip, Pin};
-use bus::{IrqLine, IrqTarget};
+use bus::{EventBinding, IrqLine, IrqTarget};
 use chipset::ioapic::{IoApic, PINS};
 use chipset::pic::Pic;
+use vmm_sys_util::eventfd::EventFd;
 
 /// The i8254.
 pub const TIMER: u32 = 0;
@@ -129,6 +130,14 @@ impl GsiWiring {
         }
     }
 
+    /// An event is a pulse on the IOAPIC's pin; a guest that takes the interrupt by the PIC has that pin masked, and the event's owner drives the wire.
+    fn bind(&self, gsi: u32, event: &Arc<EventFd>) -> Option<EventBinding> {
+        match &self.controllers {
+            Controllers::Backend(_) => None,
+            Controllers::Board { ioapics, .. } => ioapics.get((gsi / PINS) as usize)?.bind(ioapic_pin(gsi), event),
+        }
+    }
+
     fn change(&self, gsi: u32, level: bool) {
         let Some(holders) = self.holders.get(gsi as usize) else { return };
         let mut count = holders.lock().unwrap_or_else(PoisonError::into_inner);
@@ -147,6 +156,10 @@ impl IrqTarget for Source {
             *current = level;
             self.wiring.change(gsi, level);
         }
+    }
+
+    fn bind(&self, gsi: u32, event: &Arc<EventFd>) -> Option<EventBinding> {
+        self.wiring.bind(gsi, event)
     }
 }
 

@@ -116,7 +116,12 @@ impl Machine {
         if let Some(wanted) = &options.vsock {
             let events = event_loop.handle();
             if let Some(path) = &wanted.vhost_user {
-                devices.push(Box::new(VhostUserVsock::connect(path, wanted.guest_cid, events)?));
+                devices.push(Box::new(VhostUserVsock::connect(
+                    path,
+                    wanted.guest_cid,
+                    wanted.vhost_user_direct,
+                    events,
+                )?));
                 sharing = Sharing::Shared;
             } else {
                 let surroundings =

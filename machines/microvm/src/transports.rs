@@ -62,12 +62,16 @@ impl Transports {
         Ok(Self { used })
     }
 
-    /// Has the event loop serve the queues whose notifications the backend signals by events, so that the vCPU that notifies goes on at once.
+    /// Has the event loop serve the queues whose notifications the backend signals by events, so that the vCPU that notifies goes on at once; or the device's own process, where it has one.
     pub(crate) fn notify_by_events(&self, vm: &dyn Vm, events: &event_loop::Handle) -> Result<(), MachineError> {
         for (slot, transport) in &self.used {
-            for queue in 0..lock(transport).queue_count() {
+            let queues = lock(transport).queue_count();
+            for queue in 0..queues {
                 let Some(event) = vm.ioeventfd(u64::from(slot.address) + QUEUE_NOTIFY, queue) else { continue };
                 let event = Arc::new(event);
+                if lock(transport).takes_notifications(queue, &event) {
+                    continue;
+                }
                 let (notified, transport) = (event.clone(), Arc::downgrade(transport));
                 events.add_source(event, Interest::READ, move |_| {
                     // Only this callback reads it, so there is something, or nothing is lost.

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use guest_memory::{GuestMemory, allocate};
 use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use x86::{Activity, CpuState, Segment, cr0, cr4, efer, gpr};
 
 use crate::{AccelError, Accelerator, Kicker, Vcpu, VcpuExit, VmConfig};
@@ -343,4 +344,73 @@ pub fn doorbell(accelerator: &dyn Accelerator) -> Result<Option<u64>, AccelError
     let expected = if event.is_some() { store(2).to_vec() } else { [store(1), store(2), store(1)].concat() };
     assert_eq!(board.reported(), expected);
     Ok(event.map(|event| event.read().expect("the event was signalled")))
+}
+
+/// Signals an event that interrupts a guest by itself, where the backend makes such events: with one message and another, and while it has none. How many interrupts the guest took, or `None` without such events.
+///
+/// # Errors
+/// What the backend reports.
+///
+/// # Panics
+/// When a signal is lost, or is not the message that it was to be.
+pub fn interrupting_event(accelerator: &dyn Accelerator) -> Result<Option<usize>, AccelError> {
+    const EDGE: (u64, u32) = (0xfee0_0000, 0x4061);
+    const LEVEL: (u64, u32) = (0xfee0_0000, 0xc062);
+    let code = code::assemble(|g| {
+        guests::reporting_handler(g, 0x61)?;
+        guests::reporting_handler(g, 0x62)?;
+        g.apic_on()?;
+        g.report(1)?;
+        g.sti()?;
+        let mut again = g.create_label();
+        g.set_label(&mut again)?;
+        g.hlt()?;
+        g.jmp(again)
+    })
+    .expect("the guest assembles");
+    let vm = accelerator.create_vm(VmConfig { vcpus: 1, memory: memory_with(&code) })?;
+    let event = Arc::new(EventFd::new(EFD_NONBLOCK).expect("an event"));
+    let Some(mut irqfd) = vm.irqfd(&event) else { return Ok(None) };
+    let mut vcpu = vm.create_vcpu(0)?;
+    vcpu.set_state(&long_mode())?;
+    let kicker = vcpu.kicker();
+    let board = Arc::new(Board::new(vm));
+    let io: Arc<dyn crate::CpuIo> = board.clone();
+    let expected = [1, 0x61, 0x61, 0x62, 0x62, 0x61];
+    let reported = |count: usize| {
+        let deadline = Instant::now() + LIMIT;
+        while board.reported().len() < count && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        board.reported()
+    };
+    let seen = std::thread::scope(|scope| {
+        let runner = scope.spawn(move || vcpu.run(&io));
+        let mut seen = reported(1);
+        event.write(2).expect("a signal");
+        assert_eq!(event.read().ok(), Some(2), "a signal without a message is left alone");
+        event.write(1).expect("a signal");
+        for (count, message) in [(2, Some(EDGE)), (3, None), (4, Some(LEVEL)), (5, None), (6, Some(EDGE))] {
+            if let Some(message) = message {
+                irqfd.set_message(Some(message));
+            } else {
+                event.write(1).expect("a signal");
+            }
+            seen = reported(count);
+            if count == 3 {
+                irqfd.set_message(None);
+                event.write(1).expect("a signal that waits for the next message");
+            } else if count == 5 {
+                irqfd.set_message(Some(EDGE));
+                event.write(1).expect("a signal with another message");
+            }
+        }
+        drop(irqfd);
+        event.write(1).expect("a signal");
+        assert_eq!(event.read().ok(), Some(1), "a signal after the end is left alone");
+        kicker.kick();
+        runner.join().expect("the vCPU thread panicked").map(|_| seen)
+    })?;
+    assert_eq!(seen, expected);
+    Ok(Some(seen.len() - 1))
 }

@@ -8,12 +8,15 @@
 //!
 //! Deliberately missing: the arbitration bus (its register reads as the ID), and QEMU's brake for interrupt storms.
 
+mod bound;
 #[cfg(test)]
 mod tests;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bus::{IoError, IrqTarget, MmioDevice};
+use bound::BoundEvents;
+use bus::{EventBinding, IoError, IrqTarget, MmioDevice};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::lapic::{MSI_BASE, Msi, MsiSink};
 
@@ -37,6 +40,7 @@ const REMOTE_IRR: u64 = 1 << 14;
 const LOGICAL: u64 = 1 << 11;
 /// Delivery mode, whose highest value is ExtINT: the PIC behind a pin.
 const DELIVERY_MODE: u64 = 7 << 8;
+const LOWEST_PRIORITY: u64 = 1 << 8;
 /// Vector, delivery mode, destination mode, polarity, trigger mode, mask, destination with its extension.
 const WRITABLE: u64 = 0xfffe_0000_0001_afff;
 
@@ -108,6 +112,13 @@ impl IoApicCore {
             }
         }
         again
+    }
+
+    /// What a pulse on `pin` sends, as long as nothing is written to its entry; nothing for a masked pin, or one whose interrupt is no vector of its own.
+    fn message_of(&self, pin: u32) -> Option<Msi> {
+        let entry = *self.entries.get(pin as usize)?;
+        // Fixed and lowest priority are the modes 0 and 1.
+        (entry & MASKED == 0 && entry & DELIVERY_MODE & !LOWEST_PRIORITY == 0).then(|| message(entry))
     }
 
     /// Whether some pin could still interrupt. A pin for the PIC does not count, as operating systems leave one open for their successor.
@@ -186,12 +197,14 @@ fn message(entry: u64) -> Msi {
 pub struct IoApic {
     core: Mutex<IoApicCore>,
     sink: Arc<dyn MsiSink>,
+    /// Its lock is taken before the chip's.
+    bound: Arc<Mutex<BoundEvents>>,
 }
 
 impl IoApic {
     /// A chip whose messages go to `sink`.
     pub fn new(version: IoApicVersion, sink: Arc<dyn MsiSink>) -> Arc<Self> {
-        Arc::new(Self { core: Mutex::new(IoApicCore::new(version)), sink })
+        Arc::new(Self { core: Mutex::new(IoApicCore::new(version)), sink, bound: Arc::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, IoApicCore> {
@@ -213,6 +226,12 @@ impl IoApic {
     /// RESET.
     pub fn reset(&self) {
         self.lock().reset();
+        self.update_bound();
+    }
+
+    /// Tells the bound events what their pins' entries say now. Whoever changed an entry calls this, so the last call finds the last entry.
+    fn update_bound(&self) {
+        bound::lock(&self.bound).update(|pin| self.lock().message_of(pin));
     }
 
     /// Whether some pin is unmasked, not counting one that passes the PIC on (delivery mode ExtINT).
@@ -230,6 +249,14 @@ impl IrqTarget for IoApic {
     fn set_irq(&self, pin: u32, level: bool) {
         let message = self.lock().set_irq(pin, level);
         self.send(message);
+    }
+
+    fn bind(&self, pin: u32, event: &Arc<EventFd>) -> Option<EventBinding> {
+        let outlet = self.sink.bind(event)?;
+        let mut bound = bound::lock(&self.bound);
+        let message = self.lock().message_of(pin);
+        let id = bound.add(pin, outlet, event, message);
+        Some(bound::binding(id, &self.bound))
     }
 }
 
@@ -258,6 +285,9 @@ impl MmioDevice for IoApicWindow {
         };
         let messages = self.0.lock().write(offset, value).ok_or(IoError::NoRegister { offset })?;
         self.0.send(messages);
+        if offset == IOWIN {
+            self.0.update_bound();
+        }
         Ok(())
     }
 }

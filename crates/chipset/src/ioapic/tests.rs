@@ -1,13 +1,37 @@
 //! The I/O APIC, driven through its window and its pins.
 
+use vmm_sys_util::eventfd::EFD_NONBLOCK;
+
 use super::*;
+use crate::lapic::MsiEvent;
+
+/// What bound events were told to send, one after the other; `None` is nothing, and the end.
+type Told = Arc<Mutex<Vec<Option<u32>>>>;
 
 #[derive(Default)]
-struct Sink(Mutex<Vec<(u64, u32)>>);
+struct Sink(Mutex<Vec<(u64, u32)>>, Told);
+
+struct Outlet(Told);
+
+impl MsiEvent for Outlet {
+    fn set_message(&mut self, message: Option<Msi>) {
+        self.0.lock().unwrap().push(message.map(|message| message.data));
+    }
+}
+
+impl Drop for Outlet {
+    fn drop(&mut self) {
+        self.0.lock().unwrap().push(None);
+    }
+}
 
 impl MsiSink for Sink {
     fn send_msi(&self, address: u64, data: u32) {
         self.0.lock().unwrap().push((address, data));
+    }
+
+    fn bind(&self, _: &Arc<EventFd>) -> Option<Box<dyn MsiEvent>> {
+        Some(Box::new(Outlet(self.1.clone())))
     }
 }
 
@@ -234,4 +258,47 @@ fn a_pin_is_open_unless_it_is_masked_or_passes_the_pic_on() {
     assert!(bench.chip.has_open_pin());
     bench.entry(5, 1 << 16);
     assert!(!bench.chip.has_open_pin());
+}
+
+fn event() -> Arc<EventFd> {
+    Arc::new(EventFd::new(EFD_NONBLOCK).unwrap())
+}
+
+#[test]
+fn a_bound_event_sends_what_its_pins_entry_says_until_its_end() {
+    let mut bench = Bench::new(IoApicVersion::V20);
+    let told = |bench: &Bench| std::mem::take(&mut *bench.sink.1.lock().unwrap());
+    bench.entry(9, 0x51);
+    let binding = bench.chip.bind(9, &event());
+    assert_eq!(told(&bench), [Some(0x4051)]);
+    bench.entry(8, 0x99);
+    bench.entry(9, 0x51);
+    assert_eq!(told(&bench), [], "nothing has changed");
+    bench.write(0x22, 0x152);
+    bench.write(0x22, 1 << 16 | 0x152);
+    assert_eq!(told(&bench), [Some(0x4152), None]);
+    bench.write(0x22, 0x752);
+    assert_eq!(told(&bench), [], "the PIC's interrupt has no vector here");
+    bench.write(0x22, 0x53);
+    bench.chip.reset();
+    assert_eq!(told(&bench), [Some(0x4053), None]);
+    drop(binding);
+    assert_eq!(told(&bench), [None]);
+    bench.write(0x22, 0x54);
+    assert_eq!((told(&bench), bench.sent()), (vec![], vec![]));
+}
+
+#[test]
+fn unmasking_a_level_triggered_pin_signals_its_bound_events() {
+    let mut bench = Bench::new(IoApicVersion::V20);
+    let (bound, other) = (event(), event());
+    let _bindings = (bench.chip.bind(9, &bound), bench.chip.bind(10, &other));
+    bench.entry(9, 0x8051);
+    assert_eq!(bound.read().ok(), Some(1));
+    bench.write(0x22, 0x8052);
+    assert!(bound.read().is_err(), "it was not masked");
+    bench.write(0x22, 1 << 16 | 0x52);
+    bench.write(0x22, 0x52);
+    assert!(bound.read().is_err(), "an edge on a masked pin is lost");
+    assert!(other.read().is_err());
 }

@@ -3,13 +3,29 @@
 //! Formats: Intel SDM vol. 3, APIC chapter, "Interrupt Command Register (ICR)" and "Message Signalled Interrupts".
 //! Interrupt remapping is not modelled; the 15-bit extended destination ID is for a backend that offers it, and [`InterruptMessage::from_msi`] is none.
 
+use std::sync::Arc;
+
+use vmm_sys_util::eventfd::EventFd;
+
 /// First address of the local APICs' message window.
 pub const MSI_BASE: u64 = 0xfee0_0000;
+
+/// An event whose signals are messages without this process ([`MsiSink::bind`]), until this is dropped.
+pub trait MsiEvent: Send {
+    /// What a signal is from now on, those that wait in the event included; without a message they stay in the event.
+    fn set_message(&mut self, message: Option<Msi>);
+}
 
 /// What takes message-signalled interrupts: the processor backend.
 pub trait MsiSink: Send + Sync {
     /// A write of `data` to `address`, which lies in `0xfee00000..0xfef00000`.
     fn send_msi(&self, address: u64, data: u32);
+
+    /// Makes `event` one whose signals become messages by themselves, of which there is none at first. `None` where this sink has nothing like it.
+    fn bind(&self, event: &Arc<EventFd>) -> Option<Box<dyn MsiEvent>> {
+        let _ = event;
+        None
+    }
 }
 
 /// A message-signalled interrupt as a bus write.

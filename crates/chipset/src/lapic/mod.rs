@@ -20,7 +20,9 @@ mod timer;
 mod tests;
 
 pub use group::LocalApics;
-pub use message::{BROADCAST, DeliveryMode, Destination, InterruptMessage, MSI_BASE, Msi, MsiSink, TriggerMode};
+pub use message::{
+    BROADCAST, DeliveryMode, Destination, InterruptMessage, MSI_BASE, Msi, MsiEvent, MsiSink, TriggerMode,
+};
 pub use timer::TimerDeadline;
 
 use thiserror::Error;

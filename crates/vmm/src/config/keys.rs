@@ -259,6 +259,12 @@ pub(crate) static KEYS: &[Key] = &[
         |s, g, b| put_some(&mut s.vsock.vhost_user, g, b),
     ),
     Key::new(
+        "vsock.vhost-user-direct",
+        "true|false",
+        "KVM passes notifications and interrupts between the guest and the vhost-user process, without vmm in between [true]",
+        |s, g, b| put(&mut s.vsock.vhost_user_direct, g, b),
+    ),
+    Key::new(
         "debug.lockstep",
         "true|false",
         "run each translated block by the interpreter too and stop at the first difference; one vCPU [false]",

@@ -212,6 +212,7 @@ struct VsockSettings {
     group: Option<PathBuf>,
     greeting_timeout: Duration,
     vhost_user: Option<PathBuf>,
+    vhost_user_direct: bool,
 }
 
 impl VsockSettings {
@@ -225,6 +226,7 @@ impl VsockSettings {
             group: None,
             greeting_timeout: vsock::GREETING_TIMEOUT,
             vhost_user: None,
+            vhost_user_direct: true,
         }
     }
 
@@ -235,13 +237,22 @@ impl VsockSettings {
 
     /// The vsock of a `machine`: an enclave always has one, a microvm where it has a CID.
     fn options(self, machine: MachineType) -> Option<vsock::Options> {
-        let Self { enclave_cid, heartbeat_timeout, cid, uds_path, forwards, group, greeting_timeout, vhost_user } =
-            self;
+        let Self {
+            enclave_cid,
+            heartbeat_timeout,
+            cid,
+            uds_path,
+            forwards,
+            group,
+            greeting_timeout,
+            vhost_user,
+            vhost_user_direct,
+        } = self;
         let bare = match machine {
             MachineType::NitroEnclave => nitro_enclave::parent(enclave_cid, heartbeat_timeout),
             MachineType::Microvm => vsock::Options::new(cid?, vsock::HOST_CID),
         };
-        Some(vsock::Options { uds_path, forwards, group, greeting_timeout, vhost_user, ..bare })
+        Some(vsock::Options { uds_path, forwards, group, greeting_timeout, vhost_user, vhost_user_direct, ..bare })
     }
 }
 

@@ -118,7 +118,9 @@ fn an_enclave_always_has_a_vsock_and_a_microvm_where_it_has_a_cid() {
     let with_cid = vsock(&["-M", "microvm", "--kernel", "k", "--set", "vsock.cid=3"]).unwrap();
     assert_eq!((with_cid.guest_cid, with_cid.host_cid, with_cid.heartbeat), (3, vsock::HOST_CID, None));
     let outside = vsock(&["-M", "nitro-enclave", "--kernel", "k", "--set", "vsock.vhost-user=v.sock"]).unwrap();
-    assert_eq!(outside.vhost_user.as_deref(), Some(Path::new("v.sock")));
+    assert_eq!((outside.vhost_user.as_deref(), outside.vhost_user_direct), (Some(Path::new("v.sock")), true));
+    let relayed = vsock(&["-M", "nitro-enclave", "--kernel", "k", "--set", "vsock.vhost-user-direct=false"]).unwrap();
+    assert!(!relayed.vhost_user_direct);
     let both = ["-M", "nitro-enclave", "--kernel", "k", "--set", "vsock.vhost-user=a", "--set", "vsock.group=b"];
     assert!(mistakes(None, &both).starts_with("vsock.vhost-user: the other process decides what the vsock reaches"));
     let text = mistakes(None, &["-M", "microvm", "--kernel", "k", "--set", "vsock.uds-path=v.sock"]);

@@ -1,7 +1,9 @@
-//! The launcher's tiny guests on KVM, through the whole machine, with each choice of interrupt controllers. Skipped with a printed reason where `/dev/kvm` cannot be opened.
+//! The launcher's tiny guests on KVM (those with a vhost-user process: [`vhost_user`]), through the whole machine, with each choice of interrupt controllers. Skipped with a printed reason where `/dev/kvm` cannot be opened.
 //!
 //! The board's guest does what a kernel does first, in a few hundred bytes: it prints over COM1, finds a virtio-mmio transport, reads the RTC, takes a PIT
 //! interrupt through the PIC, and powers off. The driver's guest has the random number generator fill a buffer, and takes its level-triggered interrupt through the IOAPIC.
+
+mod vhost_user;
 
 use std::fs::File;
 use std::process::{Command, Output, Stdio};
