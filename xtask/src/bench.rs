@@ -36,7 +36,7 @@ const MEMORY_LOOP: u64 = 100_000_000;
 const PROGRAMS: &str = "compress:3,sort:2,parse:1,sha256:6,aes:6,copy:12,matrix:8,bodies:6,spawn:1,pipe:6";
 
 /// The same for the work that is split over all processors: long enough that neither starting threads counts nor what a shared host takes away for a moment.
-const PARALLEL: &str = "parallel:100";
+const PARALLEL: &str = "parallel:50";
 
 /// `cargo xtask bench`.
 #[derive(Debug, clap::Args)]
