@@ -16,7 +16,7 @@ impl Generator<'_> {
     pub(super) fn divide(&mut self, c: &Classified<'_>, parts: &Parts<'_>, op: &Op, n: usize) {
         let wide = parts.rex & 8 != 0;
         let signed = parts.reg & 7 == 7;
-        self.keep_flags(c.live_before != 0);
+        self.keep_flags(c.live_before);
         // The divisor is read once, into a register: between a check and the division another CPU could change it in memory.
         let divisor = if let Some(access) = reuse::access(c, op, self.width) {
             let distance = self.locate(access, 1, op, n);

@@ -9,6 +9,7 @@
 
 use std::mem::offset_of;
 
+use super::classify::ALL;
 use super::emit::{Form, Jump, Rm, host};
 use super::generate::{Flags, Generator, Place, core_field, field, slot};
 use super::reuse::Access;
@@ -128,7 +129,7 @@ impl Generator<'_> {
             let jump = self.e.jump();
             self.aim_at(jump, target, self.flags != Flags::Memory);
         } else {
-            self.keep_flags(true);
+            self.keep_flags(ALL);
             self.jump_far(target);
         }
     }

@@ -5,6 +5,8 @@
 
 use std::mem::offset_of;
 
+use iced_x86::RflagsBits;
+
 use super::classify::{Classified, Template};
 use super::emit::{Emitter, Form, Jump, Rm, host};
 use super::flow::{Far, Link, PendingLink, Return, SideExit};
@@ -77,6 +79,9 @@ pub(super) mod field {
 }
 
 const RIP: usize = offset_of!(Core, rip);
+
+/// CF, as the decoder names it: the flag that additions in several words hand on past operands in memory.
+const CARRY: u32 = RflagsBits::CF;
 
 /// A guest register's place in [`Core`].
 pub(super) fn slot(guest: u8) -> Rm {
@@ -221,10 +226,7 @@ pub(super) fn generate(
         rest: 0,
         count: steps.len(),
     };
-    if live != 0 {
-        g.save_flags();
-    }
-    g.flags = Flags::Memory;
+    g.keep_flags(live);
     let memory_entry = g.e.code.len();
     let count = steps.len() as u8;
     g.e.modrm(Form::short(0x83), 5, core_field(field::SLICE));
@@ -239,7 +241,7 @@ pub(super) fn generate(
     let first = steps.iter().take(parts[0].ops.len());
     let before_handlers = first.take_while(|step| !matches!(step.c.template, Template::Handler));
     let needed = before_handlers.map(|step| step.c.needs()).max();
-    g.want_loaded(needed.unwrap_or(Loaded::Nothing), false, 0, place.rip());
+    g.want_loaded(needed.unwrap_or(Loaded::Nothing), 0, 0, place.rip());
     let mut end = End::Next;
     for (n, step) in steps.iter().enumerate() {
         (g.place, g.rest) = (step.place, step.rest);
@@ -281,12 +283,30 @@ impl Generator<'_> {
         self.e.mov(host::RAX, host::B);
     }
 
-    /// Before host flags are clobbered: keeps them if they are `live`.
-    pub(super) fn keep_flags(&mut self, live: bool) {
-        if self.flags == Flags::Host && live {
-            self.save_flags();
+    /// Before host flags are clobbered: keeps those that are `live`. The others in memory may be anything then.
+    pub(super) fn keep_flags(&mut self, live: u32) {
+        match live {
+            _ if self.flags != Flags::Host => {}
+            0 => {}
+            // SETC of the byte that LAHF would give.
+            CARRY => self.e.modrm(Form { two_byte: true, ..Form::short(0x92) }, 0, core_field(field::FLAGS + 1)),
+            _ => self.save_flags(),
         }
         self.flags = Flags::Memory;
+    }
+
+    /// Sees to it that these flags, at least, are the host's.
+    fn want_flags(&mut self, wanted: u32) {
+        match wanted {
+            _ if self.flags != Flags::Memory => {}
+            0 => {}
+            CARRY => {
+                // MOVZX of the byte that was stored alone or with the others; SHR by 1.
+                self.e.modrm(Form { two_byte: true, ..Form::short(0xb6) }, host::B, core_field(field::FLAGS + 1));
+                self.e.modrm(Form::short(0xd1), 5, Rm::Reg(host::B));
+            }
+            _ => self.want_host_flags(),
+        }
     }
 
     pub(super) fn want_host_flags(&mut self) {
@@ -442,7 +462,7 @@ impl Generator<'_> {
     }
 
     fn instruction(&mut self, c: &Classified<'_>, op: &Op, bytes: &[u8], n: usize) -> End {
-        let live = c.live_before != 0;
+        let live = c.live_before;
         match c.template {
             Template::Nop => {}
             Template::Lea { reg, wide } => {
@@ -593,9 +613,8 @@ impl Generator<'_> {
 
     /// Sees to it that the flags an instruction reads, or leaves to others, are the host's.
     pub(super) fn flags_before(&mut self, c: &Classified<'_>) {
-        if c.read != 0 || (c.touches && c.live_after & !c.kill != 0) {
-            self.want_host_flags();
-        }
+        let left = if c.touches { c.live_after & !c.kill } else { 0 };
+        self.want_flags(c.read | left);
     }
 
     /// What went out of line last comes back here.
@@ -624,13 +643,13 @@ impl Generator<'_> {
     }
 
     /// The word below the stack pointer.
-    fn push_at(&mut self, op: &Op, n: usize, live: bool) -> Rm {
+    fn push_at(&mut self, op: &Op, n: usize, live: u32) -> Rm {
         self.keep_flags(live);
         Rm::Disp(host::A, self.locate(self.below_stack(), 1, op, n))
     }
 
     /// The word at a register of the guest's.
-    fn pop_at(&mut self, register: usize, op: &Op, n: usize, live: bool) -> Rm {
+    fn pop_at(&mut self, register: usize, op: &Op, n: usize, live: u32) -> Rm {
         self.keep_flags(live);
         Rm::Disp(host::A, self.locate(Access::stack(self.width, register as u8, 0, false), 1, op, n))
     }
@@ -647,7 +666,7 @@ impl Generator<'_> {
     }
 
     /// PUSH of memory: two operands there, of which the second is looked up as a store.
-    fn push_memory(&mut self, op: &Op, n: usize, live: bool) {
+    fn push_memory(&mut self, op: &Op, n: usize, live: u32) {
         self.keep_flags(live);
         let Access { mem, size, .. } = self.below_stack();
         let past_the_end = self.linear_address(&op.mem, size);
@@ -672,7 +691,7 @@ impl Generator<'_> {
         let merges = |byte: bool| byte || parts.word;
         let mut located = Rm::At(host::A);
         if let Some(access) = reuse::access(c, op, self.width) {
-            self.keep_flags(c.live_before != 0);
+            self.keep_flags(c.live_before);
             located = Rm::Disp(host::A, self.locate(access, 1, op, n));
         }
         self.flags_before(c);

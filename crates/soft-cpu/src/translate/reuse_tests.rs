@@ -45,7 +45,7 @@ fn instruction(random: &mut Random) -> Vec<u8> {
     let value = random.pick(&VALUES);
     let base = random.pick(&BASES);
     let vector = random.below(16) as u8;
-    match random.below(24) {
+    match random.below(28) {
         0..=3 => with_operand(&[], true, &[0x8b], value, random),
         4..=6 => with_operand(&[], true, &[0x89], value, random),
         7 => with_operand(&[], false, &[0x01], value, random),
@@ -68,6 +68,12 @@ fn instruction(random: &mut Random) -> Vec<u8> {
         21 => vec![0x40 | base >> 3, 0xff, 0xc0 | base & 7],
         // MOV of a base to another, where registers allow it without REX.
         22 => vec![0x48, 0x89, 0xde],
+        // CMOVC and SETC, and RCL by one of memory.
+        23 => with_operand(&[], true, &[0x0f, 0x42], value, random),
+        24 => with_operand(&[], false, &[0x0f, 0x92], 0, random),
+        25 => with_operand(&[], true, &[0xd1], 2, random),
+        // ADC of two registers.
+        26 => vec![0x48 | value >> 3, 0x11, 0xc0 | value & 7],
         // FNOP: a handler.
         _ => vec![0xd9, 0xd0],
     }

@@ -258,7 +258,7 @@ fn needs(i: &Instruction, mode: DecodeMode) -> Option<Loaded> {
 
 impl Generator<'_> {
     /// Sees to it that these registers are in the host's.
-    pub(super) fn want_loaded(&mut self, wanted: Loaded, live: bool, n: usize, rip: u64) {
+    pub(super) fn want_loaded(&mut self, wanted: Loaded, live: u32, n: usize, rip: u64) {
         if self.loaded >= wanted {
             return;
         }
@@ -290,10 +290,10 @@ impl Generator<'_> {
     }
 
     pub(super) fn vector(&mut self, c: &Classified<'_>, vector: &Vector, op: &Op, n: usize) {
-        self.want_loaded(vector.needs, c.live_before != 0, n, self.rip_of(op));
+        self.want_loaded(vector.needs, c.live_before, n, self.rip_of(op));
         let mut distance = 0;
         if let (Some(access), Some(Memory { alignment, .. })) = (vector.access(&op.mem), vector.memory) {
-            self.keep_flags(c.live_before != 0);
+            self.keep_flags(c.live_before);
             distance = self.locate(access, alignment, op, n);
         }
         self.flags_before(c);
