@@ -2,6 +2,9 @@
 //!
 //! The guests are ELF files with a few instructions, entered in 64-bit mode with the first 4 GiB mapped one to one.
 
+#[path = "support/elf.rs"]
+mod elf;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -44,22 +47,8 @@ struct Guest {
 
 impl Guest {
     fn new(code: &[&[u8]]) -> Self {
-        let code = code.concat();
-        let (address, offset) = (0x10_0000u64, 0x78u64);
-        let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
-        let words16 = |elf: &mut Vec<u8>, words: &[u16]| words.iter().for_each(|w| elf.extend(w.to_le_bytes()));
-        let words64 = |elf: &mut Vec<u8>, words: &[u64]| words.iter().for_each(|w| elf.extend(w.to_le_bytes()));
-        // ET_EXEC for x86-64, version 1, entry, program headers at 0x40, no section headers.
-        words16(&mut elf, &[2, 62, 1, 0]);
-        words64(&mut elf, &[address, 0x40, 0]);
-        words16(&mut elf, &[0, 0, 0x40, 0x38, 1, 0x40, 0, 0]);
-        // One PT_LOAD, readable and executable.
-        words16(&mut elf, &[1, 0, 5, 0]);
-        words64(&mut elf, &[offset, address, address, code.len() as u64, code.len() as u64, 0x1000]);
-        assert_eq!(elf.len() as u64, offset);
-        elf.extend(code);
         let directory = tempfile::tempdir().unwrap();
-        std::fs::write(directory.path().join("guest"), elf).unwrap();
+        std::fs::write(directory.path().join("guest"), elf::elf(&code.concat())).unwrap();
         Self { directory }
     }
 

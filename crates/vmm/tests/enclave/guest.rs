@@ -12,9 +12,9 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::{CodeAssembler, al, byte_ptr, cx, dword_ptr, dx, eax, ecx, edx, esi, rax, rsi, word_ptr};
 use tempfile::TempDir;
 
-/// Where the guest is loaded.
-const ENTRY: u64 = 0x10_0000;
-/// Its one queue: descriptors, available ring, used ring.
+use crate::elf::{ENTRY, elf};
+
+/// The guest's one queue: descriptors, available ring, used ring.
 const DESCRIPTORS: u64 = 0x20_0000;
 const AVAILABLE: u64 = 0x20_1000;
 const USED: u64 = 0x20_2000;
@@ -137,21 +137,6 @@ impl Enclave {
         }
         answers
     }
-}
-
-/// The smallest `vmlinux`: one segment, entered at its start in 64-bit mode.
-fn elf(code: &[u8]) -> Vec<u8> {
-    let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
-    let size = code.len() as u64;
-    let halves = |elf: &mut Vec<u8>, words: &[u16]| words.iter().for_each(|word| elf.extend(word.to_le_bytes()));
-    let words = |elf: &mut Vec<u8>, words: &[u64]| words.iter().for_each(|word| elf.extend(word.to_le_bytes()));
-    halves(&mut elf, &[2, 62, 1, 0]);
-    words(&mut elf, &[ENTRY, 0x40, 0]);
-    halves(&mut elf, &[0, 0, 0x40, 0x38, 1, 0x40, 0, 0]);
-    halves(&mut elf, &[1, 0, 7, 0]);
-    words(&mut elf, &[0x78, ENTRY, ENTRY, size, size, 0x1000]);
-    elf.extend(code);
-    elf
 }
 
 fn register(a: &mut CodeAssembler, offset: u32, value: u64) -> Result<(), IcedError> {

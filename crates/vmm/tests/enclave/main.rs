@@ -1,6 +1,8 @@
 //! Enclaves as a user runs them, whole: what their NSM answers under each option, and what `vmm attest` says of their documents.
 
 mod attest;
+#[path = "../support/elf.rs"]
+mod elf;
 mod guest;
 
 use attestation::{Authority, Payload, SignedDocument};

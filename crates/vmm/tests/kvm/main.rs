@@ -3,20 +3,21 @@
 //! The board's guest does what a kernel does first, in a few hundred bytes: it prints over COM1, finds a virtio-mmio transport, reads the RTC, takes a PIT
 //! interrupt through the PIC, and powers off. The driver's guest has the random number generator fill a buffer, and takes its level-triggered interrupt through the IOAPIC.
 
+#[path = "../support/elf.rs"]
+mod elf;
 mod vhost_user;
 
 use std::fs::File;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use elf::{ENTRY, elf};
 use iced_x86::IcedError;
 use iced_x86::code_asm::{
     CodeAssembler, CodeLabel, al, byte_ptr, cs, dword_ptr, dx, eax, edx, ptr, qword_ptr, rax, rbx, rsp, word_ptr,
 };
 
-/// Where the guest is loaded, in bytes.
-const ENTRY: u64 = 0x10_0000;
-/// Its interrupt descriptor table.
+/// The guest's interrupt descriptor table.
 const IDT: u64 = 0x20_0000;
 /// Top of its stack.
 const STACK: u64 = 0x30_0000;
@@ -41,20 +42,6 @@ fn usable() -> bool {
             false
         }
     }
-}
-
-/// An ELF file that is entered in 64-bit mode at `code`.
-fn elf(code: &[u8]) -> Vec<u8> {
-    let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
-    let size = code.len() as u64;
-    // ET_EXEC for x86-64, version 1, entry, program headers at 0x40, no section headers, one PT_LOAD that may be read and executed.
-    [2u16, 62, 1, 0].iter().for_each(|word| elf.extend(word.to_le_bytes()));
-    [ENTRY, 0x40, 0].iter().for_each(|word| elf.extend(word.to_le_bytes()));
-    [0u16, 0, 0x40, 0x38, 1, 0x40, 0, 0].iter().for_each(|word| elf.extend(word.to_le_bytes()));
-    [1u16, 0, 5, 0].iter().for_each(|word| elf.extend(word.to_le_bytes()));
-    [0x78, ENTRY, ENTRY, size, size, 0x1000].iter().for_each(|word| elf.extend(word.to_le_bytes()));
-    elf.extend(code);
-    elf
 }
 
 /// Runs a guest by `command`, which is the launcher or something that runs it.
