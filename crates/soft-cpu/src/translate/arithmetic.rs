@@ -5,7 +5,8 @@
 
 use super::classify::Classified;
 use super::emit::{Form, Jump, Rm, host};
-use super::generate::{Flags, Generator};
+use super::flags::Flags;
+use super::generate::Generator;
 use super::parse::Parts;
 use super::reuse;
 use crate::op::Op;

@@ -60,7 +60,6 @@ fn operands_relative_to_gs_are_found_also_below_its_base() {
     assert_eq!(word(&end, DATA + 0x110), 100);
     // Four bytes below the base, and 16.
     assert_eq!((word(&end, DATA + 0xfc), word(&end, DATA + 0xf0)), (5050, 1));
-    // RBX is what the second run begins with too.
     assert_eq!(end.exit, Exit::Shutdown);
 }
 

@@ -11,7 +11,8 @@ use std::mem::offset_of;
 
 use super::classify::ALL;
 use super::emit::{Form, Jump, Rm, host};
-use super::generate::{Flags, Generator, Place, core_field, field, slot};
+use super::flags::Flags;
+use super::generate::{Generator, Place, core_field, field, slot};
 use super::reuse::Access;
 use crate::block::MAX_INSTRUCTION_LEN;
 use crate::core::{Core, GPR_PAGE};
@@ -84,7 +85,7 @@ impl Generator<'_> {
 
     /// Jumps to `target`, out of the trace, if `condition` holds.
     pub(super) fn leave_trace(&mut self, condition: u8, target: u64, accesses: u32) {
-        self.want_host_flags();
+        self.want_flags(ALL);
         let jump = self.e.jump_if(condition);
         self.exits.push(SideExit { jump, target, left: self.rest as i32, accesses });
     }
@@ -198,9 +199,8 @@ impl Generator<'_> {
         self.e.load(host::B, Rm::Disp(host::B, 8));
         self.e.store(core_field(field::TARGET), host::A);
         self.e.store(core_field(field::TARGET_CODE), host::B);
-        let Access { mem, size, .. } = self.below_stack();
-        self.linear_address(&mem, size);
-        slow.push(self.look_up(size, true));
+        let Access { mem, size, write } = Access::pushed(self.width);
+        slow.extend(self.find(&mem, size, write));
         self.push_return_address(Rm::At(host::A), op);
         let landing = self.has_landing(op);
         if landing {
@@ -266,7 +266,7 @@ impl Generator<'_> {
 
     /// RET, which drops so many bytes besides the address. Flags in memory.
     pub(super) fn return_near(&mut self, dropped: i32, op: &Op, n: usize) {
-        let distance = self.locate(Access::stack(self.width, x86::gpr::RSP as u8, 0, false), 1, op, n);
+        let distance = self.locate(Access::popped(self.width, x86::gpr::RSP), 1, op, n);
         let slow = self.slow.len() - 1;
         self.width.load(&mut self.e, host::A, Rm::Disp(host::A, distance));
         let at = if dropped == 0 {

@@ -5,10 +5,9 @@
 
 use std::mem::offset_of;
 
-use iced_x86::RflagsBits;
-
-use super::classify::{Classified, Template};
+use super::classify::{ALL, Classified, Template};
 use super::emit::{Emitter, Form, Jump, Rm, host};
+use super::flags::Flags;
 use super::flow::{Far, Link, PendingLink, Return, SideExit};
 use super::held::Held;
 use super::parse::{NOT, Operands, Parts};
@@ -80,9 +79,6 @@ pub(super) mod field {
 
 const RIP: usize = offset_of!(Core, rip);
 
-/// CF, as the decoder names it: the flag that additions in several words hand on past operands in memory.
-const CARRY: u32 = RflagsBits::CF;
-
 /// A guest register's place in [`Core`].
 pub(super) fn slot(guest: u8) -> Rm {
     core_field(offset_of!(Core, gpr) + usize::from(guest) * 8)
@@ -113,12 +109,16 @@ impl Place {
     }
 }
 
-/// Where the flags are.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Flags {
-    Memory,
-    Host,
-    Both,
+/// The jumps that [`Generator::find`] takes where it finds nothing.
+pub(super) struct Misses(pub(super) [Option<Jump>; 2]);
+
+impl IntoIterator for Misses {
+    type Item = Jump;
+    type IntoIter = std::iter::Flatten<std::array::IntoIter<Option<Jump>, 2>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter().flatten()
+    }
 }
 
 /// A piece of code out of the way.
@@ -135,6 +135,13 @@ pub(super) struct Slow {
     pub(super) loaded: Loaded,
     /// And this place's address is to be in the first scratch register: see [`Generator::found`].
     pub(super) place: Option<u8>,
+}
+
+impl Slow {
+    /// What these jumps go to: the handler of `site`, as the last instruction's.
+    pub(super) fn new(jumps: Vec<Jump>, site: Site) -> Self {
+        Self { jumps, site, back: None, restore: false, reload: None, loaded: Loaded::Nothing, place: None }
+    }
 }
 
 /// A block in host code.
@@ -269,53 +276,6 @@ pub(super) fn generate(
 }
 
 impl Generator<'_> {
-    /// Stores the host's flags, leaving them changed.
-    pub(super) fn save_flags(&mut self) {
-        save_flags(&mut self.e, host::B);
-    }
-
-    /// Loads the host's flags from memory.
-    fn restore_flags(&mut self) {
-        self.e.mov(host::B, host::RAX);
-        // MOVZX EAX, word; ADD AL, 0x7F makes OF; SAHF the rest.
-        self.e.modrm(Form { two_byte: true, ..Form::short(0xb7) }, host::RAX, core_field(field::FLAGS));
-        self.e.bytes(&[0x04, 0x7f, 0x9e]);
-        self.e.mov(host::RAX, host::B);
-    }
-
-    /// Before host flags are clobbered: keeps those that are `live`. The others in memory may be anything then.
-    pub(super) fn keep_flags(&mut self, live: u32) {
-        match live {
-            _ if self.flags != Flags::Host => {}
-            0 => {}
-            // SETC of the byte that LAHF would give.
-            CARRY => self.e.modrm(Form { two_byte: true, ..Form::short(0x92) }, 0, core_field(field::FLAGS + 1)),
-            _ => self.save_flags(),
-        }
-        self.flags = Flags::Memory;
-    }
-
-    /// Sees to it that these flags, at least, are the host's.
-    fn want_flags(&mut self, wanted: u32) {
-        match wanted {
-            _ if self.flags != Flags::Memory => {}
-            0 => {}
-            CARRY => {
-                // MOVZX of the byte that was stored alone or with the others; SHR by 1.
-                self.e.modrm(Form { two_byte: true, ..Form::short(0xb6) }, host::B, core_field(field::FLAGS + 1));
-                self.e.modrm(Form::short(0xd1), 5, Rm::Reg(host::B));
-            }
-            _ => self.want_host_flags(),
-        }
-    }
-
-    pub(super) fn want_host_flags(&mut self) {
-        if self.flags == Flags::Memory {
-            self.restore_flags();
-            self.flags = Flags::Both;
-        }
-    }
-
     /// The register's value in a host register: its own, or `scratch`.
     pub(super) fn value(&mut self, guest: u8, scratch: u8) -> u8 {
         if let Some(own) = PINNED[usize::from(guest)] {
@@ -405,9 +365,15 @@ impl Generator<'_> {
         }
     }
 
+    /// The host address of `size` bytes at `mem`, into the first scratch register; the jumps are taken if it is not known. Clobbers the flags and both scratch registers.
+    pub(super) fn find(&mut self, mem: &Mem, size: usize, write: bool) -> Misses {
+        let past_the_end = self.linear_address(mem, size);
+        Misses([past_the_end, Some(self.look_up(size, write))])
+    }
+
     /// The linear address of `mem`, `size` bytes, into the first scratch register. Clobbers flags if there is a segment base. In 32-bit code the jump is taken for an
     /// operand that goes on past the segment's end.
-    pub(super) fn linear_address(&mut self, mem: &Mem, size: usize) -> Option<Jump> {
+    fn linear_address(&mut self, mem: &Mem, size: usize) -> Option<Jump> {
         self.effective_address(host::A, mem, mem.unused_bits == 0);
         let base = offset_of!(Core, segment_bases) + reuse::segment_of(mem)? * 8;
         let past_the_end = (self.width == Width::Bits32).then(|| {
@@ -421,7 +387,7 @@ impl Generator<'_> {
     }
 
     /// Turns the linear address in the first scratch register into a host address; the jump is taken if the TLB does not know it.
-    pub(super) fn look_up(&mut self, size: usize, write: bool) -> Jump {
+    fn look_up(&mut self, size: usize, write: bool) -> Jump {
         let e = &mut self.e;
         e.shifted_right(host::B, host::A, tlb::INDEX_SHIFT);
         e.modrm(Form::short(0x81), 4, Rm::Reg(host::B));
@@ -532,7 +498,7 @@ impl Generator<'_> {
                 self.slow_back();
             }
             Template::JumpIf { condition, target } => {
-                self.want_host_flags();
+                self.want_flags(ALL);
                 self.branch(condition, target, op);
                 return End::Left;
             }
@@ -566,11 +532,8 @@ impl Generator<'_> {
             }
             Template::JumpMemory | Template::CallMemory => {
                 self.keep_flags(live);
-                let size = self.width.bytes().into();
-                let past_the_end = self.linear_address(&op.mem, size);
-                let miss = self.look_up(size, false);
+                let slow = self.find(&op.mem, self.width.bytes().into(), false).into_iter().collect();
                 self.width.load(&mut self.e, host::A, Rm::At(host::A));
-                let slow = past_the_end.into_iter().chain([miss]).collect();
                 match c.template {
                     Template::JumpMemory => self.jump_computed(slow, op, n),
                     _ => self.call_computed(slow, op, n),
@@ -611,12 +574,6 @@ impl Generator<'_> {
         self.e.bytes(&value.to_le_bytes());
     }
 
-    /// Sees to it that the flags an instruction reads, or leaves to others, are the host's.
-    pub(super) fn flags_before(&mut self, c: &Classified<'_>) {
-        let left = if c.touches { c.live_after & !c.kill } else { 0 };
-        self.want_flags(c.read | left);
-    }
-
     /// What went out of line last comes back here.
     pub(super) fn slow_back(&mut self) {
         let here = self.e.code.len();
@@ -631,32 +588,19 @@ impl Generator<'_> {
 
     pub(super) fn slow_end(&mut self, jumps: Vec<Jump>, op: &Op, n: usize) {
         let site = self.site(op, n, true);
-        self.slow.push(Slow {
-            jumps,
-            site,
-            back: None,
-            restore: false,
-            reload: None,
-            loaded: Loaded::Nothing,
-            place: None,
-        });
+        self.slow.push(Slow::new(jumps, site));
     }
 
     /// The word below the stack pointer.
     fn push_at(&mut self, op: &Op, n: usize, live: u32) -> Rm {
         self.keep_flags(live);
-        Rm::Disp(host::A, self.locate(self.below_stack(), 1, op, n))
+        Rm::Disp(host::A, self.locate(Access::pushed(self.width), 1, op, n))
     }
 
     /// The word at a register of the guest's.
     fn pop_at(&mut self, register: usize, op: &Op, n: usize, live: u32) -> Rm {
         self.keep_flags(live);
-        Rm::Disp(host::A, self.locate(Access::stack(self.width, register as u8, 0, false), 1, op, n))
-    }
-
-    /// The word that is written by a push.
-    pub(super) fn below_stack(&self) -> Access {
-        Access::stack(self.width, x86::gpr::RSP as u8, -i64::from(self.width.bytes()), true)
+        Rm::Disp(host::A, self.locate(Access::popped(self.width, register), 1, op, n))
     }
 
     /// Moves the stack pointer by so many words and bytes.
@@ -668,14 +612,11 @@ impl Generator<'_> {
     /// PUSH of memory: two operands there, of which the second is looked up as a store.
     fn push_memory(&mut self, op: &Op, n: usize, live: u32) {
         self.keep_flags(live);
-        let Access { mem, size, .. } = self.below_stack();
-        let past_the_end = self.linear_address(&op.mem, size);
-        let mut slow: Vec<Jump> = past_the_end.into_iter().collect();
-        slow.push(self.look_up(size, false));
+        let Access { mem, size, write } = Access::pushed(self.width);
+        let mut slow: Vec<Jump> = self.find(&op.mem, size, false).into_iter().collect();
         self.width.load(&mut self.e, host::A, Rm::At(host::A));
         self.e.store(core_field(field::TARGET), host::A);
-        self.linear_address(&mem, size);
-        slow.push(self.look_up(size, true));
+        slow.extend(self.find(&mem, size, write));
         self.e.load(host::B, core_field(field::TARGET));
         self.width.store(&mut self.e, Rm::At(host::A), host::B);
         self.move_stack(-1, 0);
@@ -784,13 +725,4 @@ impl Generator<'_> {
             }
         }
     }
-}
-
-/// Stores the host's flags; RAX is kept in `scratch` meanwhile.
-pub(super) fn save_flags(e: &mut Emitter, scratch: u8) {
-    e.mov(scratch, host::RAX);
-    // LAHF; SETO AL.
-    e.bytes(&[0x9f, 0x0f, 0x90, 0xc0]);
-    e.modrm(Form { prefix: 0x66, ..Form::short(0x89) }, host::RAX, core_field(field::FLAGS));
-    e.mov(host::RAX, scratch);
 }

@@ -22,6 +22,7 @@ mod classify;
 #[cfg(test)]
 mod compatibility_tests;
 mod emit;
+mod flags;
 mod flow;
 mod generate;
 mod gs_base;

@@ -15,8 +15,8 @@
 use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind};
 
 use super::classify::{Classified, Template};
-use super::emit::{Form, Jump, Rm, host};
-use super::generate::{Generator, Slow, core_field, field};
+use super::emit::{Form, Rm, host};
+use super::generate::{Generator, Misses, Slow, core_field, field};
 use super::steps::Step;
 use super::width::Width;
 use crate::core::{GPR_ZERO, seg};
@@ -49,9 +49,20 @@ pub(super) struct Access {
 }
 
 impl Access {
+    /// The word that a push writes.
+    pub(super) fn pushed(width: Width) -> Self {
+        Self::stack(width, RSP, -i64::from(width.bytes()), true)
+    }
+
+    /// The word that is popped from where a register points.
+    pub(super) fn popped(width: Width, register: usize) -> Self {
+        Self::stack(width, register, 0, false)
+    }
+
     /// A word at a register plus `displacement`, on the stack.
-    pub(super) fn stack(width: Width, base: u8, displacement: i64, write: bool) -> Self {
-        let mem = Mem { displacement: displacement as u64, base, segment: seg::FLAT_STACK as u8, ..Mem::NONE };
+    fn stack(width: Width, base: usize, displacement: i64, write: bool) -> Self {
+        let mem =
+            Mem { displacement: displacement as u64, base: base as u8, segment: seg::FLAT_STACK as u8, ..Mem::NONE };
         Self { mem: Mem { unused_bits: width.unused_bits(), ..mem }, size: width.bytes() as usize, write }
     }
 }
@@ -69,11 +80,9 @@ pub(super) fn access(c: &Classified<'_>, op: &Op, width: Width) -> Option<Access
         Template::Divide(parts) if parts.memory => {
             Some(Access { mem: op.mem, size: c.instruction.memory_size().size(), write: false })
         }
-        Template::Push { .. } | Template::PushConstant(_) | Template::Call { .. } => {
-            Some(Access::stack(width, RSP as u8, -i64::from(width.bytes()), true))
-        }
-        Template::Pop { .. } | Template::Return { .. } => Some(Access::stack(width, RSP as u8, 0, false)),
-        Template::Leave => Some(Access::stack(width, RBP as u8, 0, false)),
+        Template::Push { .. } | Template::PushConstant(_) | Template::Call { .. } => Some(Access::pushed(width)),
+        Template::Pop { .. } | Template::Return { .. } => Some(Access::popped(width, RSP)),
+        Template::Leave => Some(Access::popped(width, RBP)),
         _ => None,
     }
 }
@@ -239,9 +248,7 @@ fn begins_within_reach(group: &Group, steps: &[Step<'_>]) -> bool {
 
 /// A look-up of its own for an operand whose group was not found.
 pub(super) struct Retry {
-    jump: Jump,
-    /// Another one: see [`Generator::linear_address`].
-    past_the_end: Option<Jump>,
+    jumps: Misses,
     access: Access,
     /// The place that says from now on that there is nothing.
     empties: Option<u8>,
@@ -267,22 +274,19 @@ impl Generator<'_> {
             Role::Alone => None,
             Role::First { place, .. } | Role::Later { place, .. } => Some(place),
         };
-        let (jumps, loaded) = (Vec::new(), self.loaded);
-        self.slow.push(Slow { jumps, site, back: None, restore: false, reload: None, loaded, place });
+        self.slow.push(Slow { loaded: self.loaded, place, ..Slow::new(Vec::new(), site) });
         let distance = match self.roles[n] {
             Role::Alone => {
-                let past_the_end = self.linear_address(&access.mem, access.size);
-                let miss = self.look_up(access.size, access.write);
-                self.slow[slow].jumps.extend(past_the_end.into_iter().chain([miss]));
+                let misses = self.find(&access.mem, access.size, access.write);
+                self.slow[slow].jumps.extend(misses);
                 0
             }
             Role::First { place, distance, span, write } => {
                 let displacement = access.mem.displacement.wrapping_sub(i64::from(distance) as u64);
-                let past_the_end = self.linear_address(&Mem { displacement, ..access.mem }, span);
-                let jump = self.look_up(span, write);
+                let jumps = self.find(&Mem { displacement, ..access.mem }, span, write);
                 self.e.store(place_field(place), host::A);
                 let back = self.e.code.len();
-                self.retries.push(Retry { jump, past_the_end, access, empties: Some(place), distance, back, slow });
+                self.retries.push(Retry { jumps, access, empties: Some(place), distance, back, slow });
                 distance
             }
             Role::Later { place, distance } => {
@@ -295,9 +299,9 @@ impl Generator<'_> {
                     // TEST
                     self.e.modrm(Form::long(0x85), host::A, Rm::Reg(host::A));
                 }
-                let jump = self.e.jump_if(4);
+                let jumps = Misses([None, Some(self.e.jump_if(4))]);
                 let back = self.e.code.len();
-                self.retries.push(Retry { jump, past_the_end: None, access, empties: None, distance, back, slow });
+                self.retries.push(Retry { jumps, access, empties: None, distance, back, slow });
                 distance
             }
         };
@@ -320,17 +324,16 @@ impl Generator<'_> {
 
     /// The look-ups that [`Self::locate`] put out of line.
     pub(super) fn retry_out_of_line(&mut self) {
-        for Retry { jump, past_the_end, access, empties, distance, back, slow } in std::mem::take(&mut self.retries) {
-            for jump in past_the_end.into_iter().chain([jump]) {
+        for Retry { jumps, access, empties, distance, back, slow } in std::mem::take(&mut self.retries) {
+            for jump in jumps {
                 self.e.aim_here(jump);
             }
             if let Some(place) = empties {
                 self.e.modrm(Form::long(0xc7), 0, place_field(place));
                 self.e.bytes(&0u32.to_le_bytes());
             }
-            let past_the_end = self.linear_address(&access.mem, access.size);
-            let miss = self.look_up(access.size, access.write);
-            self.slow[slow].jumps.extend(past_the_end.into_iter().chain([miss]));
+            let misses = self.find(&access.mem, access.size, access.write);
+            self.slow[slow].jumps.extend(misses);
             self.e.lea(host::A, Rm::Disp(host::A, -distance));
             let again = self.e.jump();
             self.e.aim(again, back);

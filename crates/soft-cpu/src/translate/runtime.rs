@@ -5,7 +5,8 @@
 use x86::InterruptShadow;
 
 use super::emit::{Emitter, Form, Rm, host};
-use super::generate::{core_field, field, pinned, save_flags, slot};
+use super::flags::save_flags;
+use super::generate::{core_field, field, pinned, slot};
 use super::gs_base;
 use super::state::{from_raw, to_raw};
 use super::vector_state;

@@ -11,7 +11,8 @@ use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Mnemonic, OpAccess,
 
 use super::classify::Classified;
 use super::emit::{Emitter, Jump, host};
-use super::generate::{Flags, Generator, PINNED, slot};
+use super::flags::Flags;
+use super::generate::{Generator, PINNED, slot};
 use super::reuse::Access;
 use super::vector_state::{self, Loaded};
 use crate::core::DecodeMode;
