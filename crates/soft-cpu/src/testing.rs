@@ -7,13 +7,14 @@ use x86::{CpuState, Segment, cr0, cr4, efer};
 use crate::core::{Core, seg};
 use crate::platform::Nothing;
 use crate::ram::Ram;
-use crate::run::{Cpu, Exit};
+use crate::run::{Cpu, Exit, TranslatorMode};
 use crate::smp::CpuLink;
 
 /// Where [`long_mode`] puts the code.
 pub(crate) const CODE: u64 = 0x10_0000;
 
-/// 4 MiB of RAM identity-mapped with one 1 GiB page, CPL 0, 64-bit code at [`CODE`], stack below it.
+/// 4 MiB of RAM identity-mapped with one 1 GiB page, CPL 0, 64-bit code at [`CODE`], stack below it. Programs are interpreted, or, with the environment's
+/// `VMM_COMPARE_TRANSLATE`, translated from their first execution on.
 pub(crate) fn long_mode(code: &[u8]) -> Cpu {
     let memory = allocate(&[(0, 4 << 20)]).unwrap();
     memory.write_slice(code, GuestAddress(CODE)).unwrap();
@@ -33,7 +34,11 @@ pub(crate) fn long_mode(code: &[u8]) -> Cpu {
     state.gprs[x86::gpr::RSP] = CODE;
     core.load_state(&state);
     assert_eq!(core.segment_bases[seg::FLAT], 0);
-    Cpu::new(core)
+    let mut cpu = Cpu::new(core);
+    if std::env::var_os("VMM_COMPARE_TRANSLATE").is_some() {
+        cpu.set_translator(TranslatorMode::On { threshold: 1, precise: true });
+    }
+    cpu
 }
 
 #[test]
