@@ -25,7 +25,8 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("accel", &["bus", "chipset", "guest-memory", "x86"]),
     ("soft-cpu", &["guest-memory", "x86"]),
     ("accel-soft", &["accel", "chipset", "guest-memory", "soft-cpu", "x86"]),
-    ("accel-kvm", &["accel", "chipset", "guest-memory", "x86"]),
+    // The software CPU for the instructions that KVM refuses.
+    ("accel-kvm", &["accel", "chipset", "guest-memory", "soft-cpu", "x86"]),
     // Starting.
     ("boot", &["guest-memory", "x86"]),
     (

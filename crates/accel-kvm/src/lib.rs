@@ -14,6 +14,7 @@
 
 mod availability;
 mod cpuid;
+mod emulator;
 mod exit;
 mod irqchip;
 mod irqfd;

@@ -6,7 +6,7 @@ use kvm_ioctls::VcpuFd;
 use x86::{LocalApicState, msr};
 
 use crate::host;
-use crate::state::{read_msr, write_msrs};
+use crate::state::{read_msrs, write_msrs};
 
 /// Registers by their offset in the page, divided by 16 (SDM vol. 3, table 12-1).
 mod register {
@@ -48,7 +48,8 @@ pub(crate) fn unacknowledge(registers: &mut [u32; 64], vector: u8) -> Option<u8>
 /// Reads the kernel's local APIC.
 pub(crate) fn save(fd: &VcpuFd) -> Result<LocalApicState, AccelError> {
     let registers = registers_of(&fd.get_lapic().map_err(host("KVM_GET_LAPIC"))?);
-    Ok(LocalApicState { registers, tsc_deadline: read_msr(fd, msr::IA32_TSC_DEADLINE)?.unwrap_or(0) })
+    let deadline = read_msrs(fd, [msr::IA32_TSC_DEADLINE].into_iter())?;
+    Ok(LocalApicState { registers, tsc_deadline: deadline.first().map_or(0, |(_, value)| *value) })
 }
 
 /// Loads the kernel's local APIC. IA32_APIC_BASE and the time stamp counter are loaded before.

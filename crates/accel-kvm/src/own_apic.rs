@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use accel::{AccelError, CpuIo};
-use chipset::lapic::{LapicAction, LapicEvent};
+use chipset::lapic::LapicEvent;
 use kvm_bindings::kvm_interrupt;
 use kvm_ioctls::VcpuFd;
 use x86::{Activity, CpuState, LocalApicState, Segment, gpr, rflags};
@@ -15,7 +15,7 @@ use x86::{Activity, CpuState, LocalApicState, Segment, gpr, rflags};
 use crate::exit::{Exit, RunPage};
 use crate::host;
 use crate::state::{self, Features};
-use crate::userspace_apic::UserspaceApics;
+use crate::userspace_apic::{Access, UserspaceApics};
 use crate::vm::VmShared;
 
 /// `_IOW(KVMIO, 0x86, struct kvm_interrupt)`.
@@ -185,24 +185,9 @@ impl OwnApic {
                 true
             }
             Exit::Mmio { address, len, is_write } => {
-                let Some(offset) = self.apics().offset(self.index, address) else { return false };
                 let data = &mut page.mmio_data()[..len];
-                let now = self.apics().now_ns();
-                let action = {
-                    let mut lapic = self.apics().lock(self.index);
-                    if is_write {
-                        lapic.mmio_write(offset, data, now)
-                    } else {
-                        lapic.mmio_read(offset, data, now);
-                        None
-                    }
-                };
-                match action {
-                    None => {}
-                    Some(LapicAction::Ipi(message)) => self.apics().deliver(message, Some(self.index)),
-                    Some(LapicAction::EoiBroadcast(vector)) => io.eoi(vector),
-                }
-                true
+                let access = if is_write { Access::Write(data) } else { Access::Read(data) };
+                self.apics().access(self.index, address, access, io)
             }
             _ => false,
         }

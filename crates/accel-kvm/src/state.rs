@@ -13,7 +13,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VcpuFd;
 use tracing::debug;
-use x86::{Activity, CpuState, DescriptorTable, InterruptShadow, LocalApicState, Segment, XSAVE_SIZE, msr};
+use x86::{Activity, CpuState, DescriptorTable, InterruptShadow, LocalApicState, Segment, XSAVE_SIZE, cr4, msr};
 
 use crate::{host, local_apic};
 
@@ -43,13 +43,6 @@ fn msr_list(entries: &[kvm_msr_entry]) -> Result<Msrs, AccelError> {
 
 fn msr_entry((index, data): (u32, u64)) -> kvm_msr_entry {
     kvm_msr_entry { index, data, ..Default::default() }
-}
-
-/// One MSR, or `None` if the host's KVM does not have it.
-pub(crate) fn read_msr(fd: &VcpuFd, number: u32) -> Result<Option<u64>, AccelError> {
-    let mut list = msr_list(&[msr_entry((number, 0))])?;
-    let read = fd.get_msrs(&mut list).map_err(host("KVM_GET_MSRS"))?;
-    Ok((read == 1).then(|| list.as_slice()[0].data))
 }
 
 /// Writes MSRs; what the host's KVM does not have, or not with this value, is left out with a note in the log.
@@ -158,17 +151,18 @@ fn take_registers(state: &mut CpuState, regs: &kvm_regs, sregs: &kvm_sregs) {
     (state.cr8, state.efer, state.apic_base) = (s.cr8, s.efer, s.apic_base);
 }
 
-/// The XSAVE image of a `CpuState` as KVM's words. Its x87 and SSE components are always there, whatever XSTATE_BV says: RESET leaves another x87 control word
+/// Puts the XSAVE image of a `CpuState` among KVM's words, whose other components stay. Its x87 and SSE components are always there, whatever XSTATE_BV says: RESET leaves another x87 control word
 /// than a component in its first state has. A host without AVX refuses that component, so it is there only where it holds something.
-fn xsave_to(image: &[u8]) -> kvm_xsave {
-    let mut image = image.to_vec();
+fn put_xsave(xsave: &mut kvm_xsave, image: &[u8]) {
+    const LEGACY_WORDS: usize = XSTATE_BV / 4;
+    const AVX_WORDS: usize = (XSTATE_BV + 64) / 4;
     let avx = image[XSTATE_BV + 64..].iter().any(|byte| *byte != 0);
-    image[XSTATE_BV] = if avx { 7 } else { 3 };
-    let mut xsave = kvm_xsave::default();
-    for (word, bytes) in xsave.region.iter_mut().zip(image.chunks_exact(4)) {
-        *word = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    for (n, (word, bytes)) in xsave.region.iter_mut().zip(image.chunks_exact(4)).enumerate() {
+        if !(LEGACY_WORDS..AVX_WORDS).contains(&n) {
+            *word = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        }
     }
-    xsave
+    xsave.region[LEGACY_WORDS] = xsave.region[LEGACY_WORDS] & !7 | if avx { 7 } else { 3 };
 }
 
 /// KVM's words as an XSAVE image. KVM leaves components out that are in their first state; the image's are all there, as the format of `CpuState` wants.
@@ -230,8 +224,38 @@ pub(crate) fn queue_interrupt(fd: &VcpuFd, vector: u8) -> Result<(), AccelError>
     Ok(())
 }
 
-/// Reads the whole state, but for a shutdown, which KVM does not remember. `apic` is the local APIC that is not the kernel's.
-pub(crate) fn save(fd: &VcpuFd, features: &Features, apic: Option<LocalApicState>) -> Result<CpuState, AccelError> {
+/// Whether interrupts are held off for an instruction.
+fn shadow_from(events: &kvm_vcpu_events) -> InterruptShadow {
+    match u32::from(events.interrupt.shadow) {
+        shadow if shadow & KVM_X86_SHADOW_INT_MOV_SS != 0 => InterruptShadow::MovSs,
+        shadow if shadow & KVM_X86_SHADOW_INT_STI != 0 => InterruptShadow::Sti,
+        _ => InterruptShadow::None,
+    }
+}
+
+fn shadow_to(shadow: InterruptShadow) -> u8 {
+    match shadow {
+        InterruptShadow::None => 0,
+        InterruptShadow::Sti => KVM_X86_SHADOW_INT_STI as u8,
+        InterruptShadow::MovSs => KVM_X86_SHADOW_INT_MOV_SS as u8,
+    }
+}
+
+/// Reads MSRs; those that the host's KVM does not have are left out.
+pub(crate) fn read_msrs(fd: &VcpuFd, numbers: impl Iterator<Item = u32>) -> Result<Vec<(u32, u64)>, AccelError> {
+    let mut rest: Vec<kvm_msr_entry> = numbers.map(|number| msr_entry((number, 0))).collect();
+    let mut found = Vec::with_capacity(rest.len());
+    while !rest.is_empty() {
+        let mut list = msr_list(&rest)?;
+        let read = fd.get_msrs(&mut list).map_err(host("KVM_GET_MSRS"))?;
+        found.extend(list.as_slice().iter().take(read).map(|entry| (entry.index, entry.data)));
+        rest.drain(..(read + 1).min(rest.len()));
+    }
+    Ok(found)
+}
+
+/// Reads what instructions work on, and what is under way: everything but the local APIC, and what the processor does between runs.
+pub(crate) fn save_processor(fd: &VcpuFd, features: &Features) -> Result<(CpuState, kvm_vcpu_events), AccelError> {
     let mut state = CpuState::reset(true);
     let regs = fd.get_regs().map_err(host("KVM_GET_REGS"))?;
     let sregs = fd.get_sregs().map_err(host("KVM_GET_SREGS"))?;
@@ -244,19 +268,22 @@ pub(crate) fn save(fd: &VcpuFd, features: &Features, apic: Option<LocalApicState
         let known = &xcrs.xcrs[..(xcrs.nr_xcrs as usize).min(xcrs.xcrs.len())];
         state.xcr0 = known.iter().find(|x| x.xcr == 0).map_or(1, |x| x.value);
     }
-    for &number in &features.msrs {
-        if let Some(value) = read_msr(fd, number)? {
-            state.msrs.push((number, value));
-        }
-    }
-    state.msrs.sort_unstable();
-    state.tsc = read_msr(fd, msr::IA32_TSC)?.unwrap_or(0);
-    let events = fd.get_vcpu_events().map_err(host("KVM_GET_VCPU_EVENTS"))?;
-    state.interrupt_shadow = match u32::from(events.interrupt.shadow) {
-        shadow if shadow & KVM_X86_SHADOW_INT_MOV_SS != 0 => InterruptShadow::MovSs,
-        shadow if shadow & KVM_X86_SHADOW_INT_STI != 0 => InterruptShadow::Sti,
-        _ => InterruptShadow::None,
+    state.msrs = read_msrs(fd, [msr::IA32_TSC].into_iter().chain(features.msrs.iter().copied()))?;
+    state.tsc = match state.msrs.first() {
+        Some(&(msr::IA32_TSC, _)) => state.msrs.swap_remove(0).1,
+        _ => 0,
     };
+    state.msrs.sort_unstable();
+    let events = fd.get_vcpu_events().map_err(host("KVM_GET_VCPU_EVENTS"))?;
+    state.interrupt_shadow = shadow_from(&events);
+    state.nmi_blocked = events.nmi.masked != 0;
+    state.nmi_pending = events.nmi.pending != 0 || events.nmi.injected != 0;
+    Ok((state, events))
+}
+
+/// Reads the whole state, but for a shutdown, which KVM does not remember. `apic` is the local APIC that is not the kernel's.
+pub(crate) fn save(fd: &VcpuFd, features: &Features, apic: Option<LocalApicState>) -> Result<CpuState, AccelError> {
+    let (mut state, events) = save_processor(fd, features)?;
     let mut apic = match apic {
         Some(apic) => apic,
         None => local_apic::save(fd)?,
@@ -265,12 +292,78 @@ pub(crate) fn save(fd: &VcpuFd, features: &Features, apic: Option<LocalApicState
         state.acknowledged_interrupt = local_apic::unacknowledge(&mut apic.registers, events.interrupt.nr);
     }
     state.local_apic = Some(Box::new(apic));
-    state.nmi_blocked = events.nmi.masked != 0;
-    state.nmi_pending = events.nmi.pending != 0 || events.nmi.injected != 0;
     if features.kernel_apic {
         state.activity = activity_from(fd.get_mp_state().map_err(host("KVM_GET_MP_STATE"))?.mp_state);
     }
     Ok(state)
+}
+
+fn load_debug_registers(fd: &VcpuFd, state: &CpuState) -> Result<(), AccelError> {
+    let debug = kvm_debugregs { db: state.dr, dr6: state.dr6, dr7: state.dr7, ..Default::default() };
+    fd.set_debug_regs(&debug).map_err(host("KVM_SET_DEBUGREGS"))
+}
+
+fn load_xcr0(fd: &VcpuFd, state: &CpuState) -> Result<(), AccelError> {
+    let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
+    xcrs.xcrs[0].value = state.xcr0;
+    fd.set_xcrs(&xcrs).map_err(host("KVM_SET_XCRS"))
+}
+
+fn load_xsave(fd: &VcpuFd, xsave: &kvm_xsave) -> Result<(), AccelError> {
+    // SAFETY: the structure has the 4096 bytes that KVM reads where no state is enabled that is larger, and no such state is: nobody asks the host
+    // for permission to use it (arch_prctl(ARCH_REQ_XCOMP_GUEST_PERM)).
+    unsafe { fd.set_xsave(xsave) }.map_err(host("KVM_SET_XSAVE"))
+}
+
+/// Has KVM forget the guest's translations: as if CR4.PGE had changed and come back, which is all that a VMM can do.
+pub(crate) fn forget_translations(fd: &VcpuFd, state: &CpuState) -> Result<(), AccelError> {
+    for cr4 in [state.cr4 ^ cr4::PGE, state.cr4] {
+        fd.set_sregs(&kvm_sregs { cr4, ..sregs_of(state) }).map_err(host("KVM_SET_SREGS"))?;
+    }
+    Ok(())
+}
+
+/// Loads what of [`save_processor`]'s state has changed since it was saved as `before`. The time stamp counter goes on, and what is under way goes on.
+pub(crate) fn load_changes(
+    fd: &VcpuFd,
+    features: &Features,
+    before: &CpuState,
+    after: &CpuState,
+) -> Result<(), AccelError> {
+    let regs = regs_of(after);
+    if regs != regs_of(before) {
+        fd.set_regs(&regs).map_err(host("KVM_SET_REGS"))?;
+    }
+    let sregs = sregs_of(after);
+    if sregs != sregs_of(before) {
+        fd.set_sregs(&sregs).map_err(host("KVM_SET_SREGS"))?;
+    }
+    if features.xcrs && after.xcr0 != before.xcr0 {
+        load_xcr0(fd, after)?;
+    }
+    if after.xsave != before.xsave {
+        // Components that a `CpuState` does not have stay as they are.
+        let mut xsave = fd.get_xsave().map_err(host("KVM_GET_XSAVE"))?;
+        put_xsave(&mut xsave, &after.xsave);
+        load_xsave(fd, &xsave)?;
+    }
+    if (after.dr, after.dr6, after.dr7) != (before.dr, before.dr6, before.dr7) {
+        load_debug_registers(fd, after)?;
+    }
+    let value_before = |number| before.msrs.iter().find(|(known, _)| *known == number).map(|(_, value)| *value);
+    let is_changed = |&(number, value): &(u32, u64)| value_before(number).is_some_and(|before| before != value);
+    let changed: Vec<_> = after.msrs.iter().copied().filter(is_changed).collect();
+    write_msrs(fd, &changed)?;
+    let flow = |state: &CpuState| (state.interrupt_shadow, state.nmi_blocked);
+    if flow(after) != flow(before) {
+        let mut events = fd.get_vcpu_events().map_err(host("KVM_GET_VCPU_EVENTS"))?;
+        // What has another flag stays as it is: an NMI may have come meanwhile.
+        events.flags = KVM_VCPUEVENT_VALID_SHADOW;
+        events.interrupt.shadow = shadow_to(after.interrupt_shadow);
+        events.nmi.masked = after.nmi_blocked.into();
+        fd.set_vcpu_events(&events).map_err(host("KVM_SET_VCPU_EVENTS"))?;
+    }
+    Ok(())
 }
 
 /// Loads the whole state. Other events that were being delivered are forgotten.
@@ -281,15 +374,12 @@ pub(crate) fn load(fd: &VcpuFd, features: &Features, state: &CpuState) -> Result
     fd.set_regs(&regs_of(state)).map_err(host("KVM_SET_REGS"))?;
     fd.set_sregs(&sregs_of(state)).map_err(host("KVM_SET_SREGS"))?;
     if features.xcrs {
-        let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
-        xcrs.xcrs[0].value = state.xcr0;
-        fd.set_xcrs(&xcrs).map_err(host("KVM_SET_XCRS"))?;
+        load_xcr0(fd, state)?;
     }
-    // SAFETY: the structure has the 4096 bytes that KVM reads where no state is enabled that is larger, and no such state is: nobody asks the host
-    // for permission to use it (arch_prctl(ARCH_REQ_XCOMP_GUEST_PERM)).
-    unsafe { fd.set_xsave(&xsave_to(&state.xsave)) }.map_err(host("KVM_SET_XSAVE"))?;
-    let debug = kvm_debugregs { db: state.dr, dr6: state.dr6, dr7: state.dr7, ..Default::default() };
-    fd.set_debug_regs(&debug).map_err(host("KVM_SET_DEBUGREGS"))?;
+    let mut xsave = kvm_xsave::default();
+    put_xsave(&mut xsave, &state.xsave);
+    load_xsave(fd, &xsave)?;
+    load_debug_registers(fd, state)?;
     write_msrs(fd, &state.msrs)?;
     write_msrs(fd, &[(msr::IA32_TSC, state.tsc)])?;
     if let Some(saved) = &state.local_apic
@@ -299,11 +389,7 @@ pub(crate) fn load(fd: &VcpuFd, features: &Features, state: &CpuState) -> Result
     }
     let mut events =
         kvm_vcpu_events { flags: KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW, ..Default::default() };
-    events.interrupt.shadow = match state.interrupt_shadow {
-        InterruptShadow::None => 0,
-        InterruptShadow::Sti => KVM_X86_SHADOW_INT_STI as u8,
-        InterruptShadow::MovSs => KVM_X86_SHADOW_INT_MOV_SS as u8,
-    };
+    events.interrupt.shadow = shadow_to(state.interrupt_shadow);
     if let Some(vector) = state.acknowledged_interrupt {
         (events.interrupt.injected, events.interrupt.nr) = (1, vector);
     }
@@ -353,6 +439,21 @@ mod tests {
         take_registers(&mut copy, &regs_of(&state), &sregs_of(&state));
         copy.activity = state.activity;
         assert_eq!(copy, state);
+    }
+
+    #[test]
+    fn components_that_a_state_does_not_have_stay() {
+        let mut xsave = kvm_xsave::default();
+        // The x87 is in use, and so are protection keys and something behind the AVX registers.
+        (xsave.region[128], xsave.region[0], xsave.region[300]) = (1 | 1 << 9, 0x0bad, 0x1234);
+        let mut state = CpuState::reset(true);
+        state.xsave[160] = 7;
+        put_xsave(&mut xsave, &state.xsave);
+        assert_eq!((xsave.region[128], xsave.region[0], xsave.region[40]), (3 | 1 << 9, 0x40, 7));
+        assert_eq!(xsave.region[300], 0x1234);
+        state.xsave[576] = 1;
+        put_xsave(&mut xsave, &state.xsave);
+        assert_eq!((xsave.region[128], xsave.region[144]), (7 | 1 << 9, 1));
     }
 
     #[test]

@@ -8,8 +8,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use accel::AccelError;
-use chipset::lapic::{InterruptMessage, Lapic, LapicConfig, LocalApics, TimerDeadline};
+use accel::{AccelError, CpuIo};
+use chipset::lapic::{InterruptMessage, Lapic, LapicAction, LapicConfig, LocalApics, TimerDeadline};
 use x86::LocalApicState;
 
 use crate::mailbox::Mailbox;
@@ -18,6 +18,14 @@ use crate::mailbox::Mailbox;
 const PHYSICAL_ADDRESS_BITS: u8 = 52;
 /// Length of a local APIC's register page.
 const PAGE: u64 = 0x1000;
+
+/// An access to memory that is not RAM.
+pub(crate) enum Access<'a> {
+    /// A load, and where its result goes.
+    Read(&'a mut [u8]),
+    /// A store of these bytes.
+    Write(&'a [u8]),
+}
 
 /// When each vCPU's timer is due, in nanoseconds.
 struct Deadlines {
@@ -146,9 +154,31 @@ impl UserspaceApics {
     }
 
     /// The offset of `address` in the page of vCPU `index`'s local APIC, if it is there.
-    pub(crate) fn offset(&self, index: usize, address: u64) -> Option<u64> {
+    fn offset(&self, index: usize, address: u64) -> Option<u64> {
         let base = self.lock(index).mmio_base()?;
         Some(address.wrapping_sub(base)).filter(|&offset| offset < PAGE)
+    }
+
+    /// Serves vCPU `index`'s access to the page of its local APIC; whether `address` lies there.
+    pub(crate) fn access(&self, index: usize, address: u64, access: Access, io: &dyn CpuIo) -> bool {
+        let Some(offset) = self.offset(index, address) else { return false };
+        let now = self.now_ns();
+        let action = {
+            let mut lapic = self.lock(index);
+            match access {
+                Access::Write(data) => lapic.mmio_write(offset, data, now),
+                Access::Read(data) => {
+                    lapic.mmio_read(offset, data, now);
+                    None
+                }
+            }
+        };
+        match action {
+            None => {}
+            Some(LapicAction::Ipi(message)) => self.deliver(message, Some(index)),
+            Some(LapicAction::EoiBroadcast(vector)) => io.eoi(vector),
+        }
+        true
     }
 
     /// Lets vCPU `index`'s timer do what is due; when it next has something to do, in nanoseconds of [`UserspaceApics::now_ns`].

@@ -10,11 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use accel::{AccelError, CpuIo, Kicker, Vcpu, VcpuExit};
-use kvm_bindings::kvm_lapic_state;
+use kvm_bindings::{KVM_INTERNAL_ERROR_EMULATION, kvm_lapic_state};
 use kvm_ioctls::VcpuFd;
 use tracing::{debug, warn};
 use x86::{Activity, CpuState};
 
+use crate::emulator::{Emulated, Emulator};
 use crate::exit::{Exit, RunPage};
 use crate::mailbox::Mailbox;
 use crate::own_apic::{Next, OwnApic};
@@ -34,6 +35,7 @@ struct Counters {
     eois: u64,
     external_interrupts: u64,
     interrupted: u64,
+    emulated: u64,
 }
 
 /// A vCPU on KVM.
@@ -49,6 +51,8 @@ pub(crate) struct KvmVcpu {
     /// The kernel's local APIC and the MSRs after RESET.
     first_lapic: Option<kvm_lapic_state>,
     first_msrs: Vec<(u32, u64)>,
+    /// Executes what KVM refuses to; made when that first happens.
+    emulator: Option<Box<Emulator>>,
     /// A triple fault: only a new state helps.
     shut_down: bool,
     counters: Counters,
@@ -64,12 +68,7 @@ impl KvmVcpu {
         signature: u32,
     ) -> Result<Self, AccelError> {
         let page = RunPage::new(&mut fd, page_size);
-        let mut first_msrs = Vec::new();
-        for number in state::saved_msrs() {
-            if let Some(value) = state::read_msr(&fd, number)? {
-                first_msrs.push((number, value));
-            }
-        }
+        let first_msrs = state::read_msrs(&fd, state::saved_msrs())?;
         let own_apic = shared.userspace_apics().is_some().then(|| OwnApic::new(&shared, id, signature));
         let kernel_apic = own_apic.is_none();
         let msrs = first_msrs.iter().map(|&(number, _)| number).collect();
@@ -79,10 +78,20 @@ impl KvmVcpu {
             false => None,
         };
         let mailbox = Arc::clone(&shared.mailboxes[id as usize]);
-        let counters = Counters::default();
-        let shut_down = false;
-        let mut vcpu =
-            Self { shared, id, fd, page, mailbox, features, own_apic, first_lapic, first_msrs, shut_down, counters };
+        let mut vcpu = Self {
+            shared,
+            id,
+            fd,
+            page,
+            mailbox,
+            features,
+            own_apic,
+            first_lapic,
+            first_msrs,
+            emulator: None,
+            shut_down: false,
+            counters: Counters::default(),
+        };
         vcpu.set_state(&CpuState::reset(id == 0))?;
         Ok(vcpu)
     }
@@ -135,17 +144,17 @@ impl KvmVcpu {
     }
 
     /// Serves one exit; `Some` if the run ends with it.
-    fn serve(&mut self, io: &dyn CpuIo) -> Result<Option<VcpuExit>, AccelError> {
+    fn serve(&mut self, io: &Arc<dyn CpuIo>) -> Result<Option<VcpuExit>, AccelError> {
         let exit = self.page.exit();
         if let Some(apic) = &mut self.own_apic
-            && apic.serve(&exit, &mut self.page, io)
+            && apic.serve(&exit, &mut self.page, io.as_ref())
         {
             return Ok(None);
         }
         match exit {
             Exit::Port { port, size, count, offset, is_read } => {
                 for at in (0..count).map(|n| offset.saturating_add(n * size)) {
-                    self.port_access(io, port, at, size, is_read)?;
+                    self.port_access(io.as_ref(), port, at, size, is_read)?;
                 }
             }
             Exit::Mmio { address, len, is_write } => {
@@ -165,16 +174,43 @@ impl KvmVcpu {
             }
             Exit::Halt | Exit::Resume => {}
             Exit::Shutdown => {
-                let (_, processor) = report::processor(&self.fd, &self.shared.memory);
-                warn!(vcpu = self.id, "{}{processor}", report::reason(&exit).unwrap_or_default());
-                self.shut_down = true;
-                return Ok(Some(VcpuExit::TripleFault));
+                return Ok(Some(self.shut_down()));
             }
+            Exit::InternalError { suberror: KVM_INTERNAL_ERROR_EMULATION, .. } => return self.emulate(io, &exit),
             Exit::FailEntry(_) | Exit::UnknownHardware(_) | Exit::InternalError { .. } | Exit::Unexpected(_) => {
                 return Err(self.stuck(report::reason(&exit).unwrap_or_default()));
             }
         }
         Ok(None)
+    }
+
+    /// Has the instruction executed that KVM refuses to, and says so with `exit`.
+    fn emulate(&mut self, io: &Arc<dyn CpuIo>, exit: &Exit) -> Result<Option<VcpuExit>, AccelError> {
+        let mut emulator = match self.emulator.take() {
+            Some(emulator) => emulator,
+            None => Box::new(Emulator::new(&self.shared, self.id, &self.fd)?),
+        };
+        let result = emulator.execute(&self.fd, &self.features, io);
+        self.emulator = Some(emulator);
+        match result? {
+            Emulated::Done => {
+                self.counters.emulated += 1;
+                Ok(None)
+            }
+            Emulated::Shutdown => Ok(Some(self.shut_down())),
+            Emulated::Refused(why) => {
+                let reason = report::reason(exit).unwrap_or_default();
+                Err(self.stuck(format!("{reason}, and the software CPU cannot execute it in KVM's place: {why}")))
+            }
+        }
+    }
+
+    /// A triple fault.
+    fn shut_down(&mut self) -> VcpuExit {
+        let (_, processor) = report::processor(&self.fd, &self.shared.memory);
+        warn!(vcpu = self.id, "{}{processor}", report::reason(&Exit::Shutdown).unwrap_or_default());
+        self.shut_down = true;
+        VcpuExit::TripleFault
     }
 
     /// One element of a port access, whose data is `size` bytes of the page at `at`.
@@ -203,7 +239,7 @@ impl KvmVcpu {
         Ok(())
     }
 
-    fn run_registered(&mut self, io: &dyn CpuIo, immediate_exit: &AtomicU8) -> Result<VcpuExit, AccelError> {
+    fn run_registered(&mut self, io: &Arc<dyn CpuIo>, immediate_exit: &AtomicU8) -> Result<VcpuExit, AccelError> {
         loop {
             // Cleared before the mailbox is read: see `mailbox`.
             immediate_exit.store(0, Ordering::SeqCst);
@@ -211,7 +247,7 @@ impl KvmVcpu {
             if leave {
                 // KVM_RUN only completes what is half done: the state is then between two instructions.
                 immediate_exit.store(1, Ordering::SeqCst);
-            } else if self.prepare(io)? == Next::Again {
+            } else if self.prepare(io.as_ref())? == Next::Again {
                 continue;
             }
             self.counters.runs += 1;
@@ -281,7 +317,7 @@ impl Vcpu for KvmVcpu {
         // SAFETY: the byte is in this vCPU's page, which is mapped until `self` is dropped; the guard is dropped before this function returns.
         let _running = unsafe { mailbox.enter(byte) };
         // SAFETY: as above; the byte is only accessed as an atomic, here and by the kernel.
-        self.run_registered(io.as_ref(), unsafe { &*byte })
+        self.run_registered(io, unsafe { &*byte })
     }
 
     fn kicker(&self) -> Arc<dyn Kicker> {
@@ -289,7 +325,7 @@ impl Vcpu for KvmVcpu {
     }
 
     fn statistics(&self) -> Vec<(&'static str, u64)> {
-        let Counters { runs, ports, mmio, eois, external_interrupts, interrupted } = self.counters;
+        let Counters { runs, ports, mmio, eois, external_interrupts, interrupted, emulated } = self.counters;
         vec![
             ("entries into the guest", runs),
             ("port accesses", ports),
@@ -297,6 +333,7 @@ impl Vcpu for KvmVcpu {
             ("ends of level interrupts", eois),
             ("interrupts from the PIC", external_interrupts),
             ("interrupted by other threads", interrupted),
+            ("instructions that KVM refused", emulated),
         ]
     }
 }

@@ -25,12 +25,12 @@ const PLAIN: Debugging = Debugging {
 
 #[test]
 fn every_conformance_guest_passes_interpreted() {
-    conformance::check_all(&INTERPRETED, &[]);
+    conformance::check_all(&INTERPRETED, &[], &[]);
 }
 
 #[test]
 fn every_conformance_guest_passes_with_every_block_translated() {
-    conformance::check_all(&TRANSLATED, &[]);
+    conformance::check_all(&TRANSLATED, &[], &[]);
 }
 
 #[test]
@@ -41,7 +41,7 @@ fn every_conformance_guest_passes_under_stress() {
         Debugging { flushes: true, ..PLAIN },
         Debugging { slow_paths: true, short_blocks: true, flushes: true, ..PLAIN },
     ] {
-        conformance::check_all(&SoftAccelerator { debugging, ..TRANSLATED }, &[]);
+        conformance::check_all(&SoftAccelerator { debugging, ..TRANSLATED }, &[], &[]);
     }
 }
 

@@ -221,6 +221,8 @@ pub struct Core {
     pub fetch: FetchTlb,
     /// Generated code by instruction pointer.
     pub(crate) jumps: Jumps,
+    /// Some translation has been forgotten since this was last cleared: INVLPG and the like, or a change of how paging works.
+    pub forgot_translations: bool,
     /// What is stored, in lockstep.
     pub(crate) stores: Option<Box<StoreLog>>,
 }
@@ -270,6 +272,7 @@ impl Core {
             code_stores: [(u64::MAX, 0); CODE_STORE_COUNTERS],
             fetch: FetchTlb::default(),
             jumps: Jumps::default(),
+            forgot_translations: false,
             stores: None,
         });
         core.load_state(&CpuState::reset(true));

@@ -44,6 +44,8 @@ pub mod translate;
 #[path = "no_translator.rs"]
 pub mod translate;
 
+pub use system::CR4_OFFERED;
+
 #[cfg(test)]
 mod invalidation;
 #[cfg(test)]

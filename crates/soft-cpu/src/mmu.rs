@@ -232,6 +232,7 @@ impl Core {
 
     /// Forgets every translation: after a change to CR0, CR4 or EFER that affects paging.
     pub fn flush_translations(&mut self) {
+        self.forgot_translations = true;
         self.tlb.flush_all();
         self.fetch.flush_all();
         self.jumps.clear();
@@ -240,6 +241,7 @@ impl Core {
 
     /// Forgets the translations that are not global: after a write to CR3.
     pub fn flush_non_global_translations(&mut self) {
+        self.forgot_translations = true;
         self.tlb.flush_non_global();
         self.fetch.flush_non_global();
         self.jumps.flush_non_global();
@@ -248,6 +250,7 @@ impl Core {
 
     /// INVLPG.
     pub fn flush_page_translation(&mut self, linear: u64) {
+        self.forgot_translations = true;
         self.tlb.flush_page(linear);
         self.fetch.flush_page(linear);
         self.jumps.flush_page(linear);

@@ -28,6 +28,17 @@ pub enum Exit {
     Diverged,
 }
 
+/// What came of [`Cpu::run_one`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Single {
+    /// The instruction completed, or its exception is delivered.
+    Done,
+    /// It is undefined here (#UD), and nothing has changed: the processor whose instruction it is may know it.
+    Undefined,
+    /// A triple fault.
+    Shutdown,
+}
+
 /// What came of an attempt to run generated code.
 pub(crate) enum Entered {
     /// There is none for this block (yet): interpret it.
@@ -184,6 +195,24 @@ impl Cpu {
             core.rip = rip.wrapping_add(u64::from(op.len)) & block.mode().ip_mask();
         }
         result
+    }
+
+    /// Executes one instruction and delivers the exception that it raises; what waits from outside goes on waiting. Nothing that was decoded or translated before is
+    /// believed: this is for a CPU that does nothing else, and executes another processor's next instruction after that one's state was loaded.
+    pub fn run_one(&mut self) -> Single {
+        self.blocks.set_short(true);
+        self.core.shadow = InterruptShadow::None;
+        let trap = self.core.system_flags & rflags::TF != 0;
+        let stop = match self.step() {
+            Ok(()) if trap => self.core.single_step_trap().err(),
+            Ok(()) => None,
+            Err(Stop::Exception) if self.core.fault.vector == exception::UD => return Single::Undefined,
+            Err(stop) => Some(stop),
+        };
+        match stop.and_then(|stop| self.core.after(stop)) {
+            None => Single::Done,
+            Some(_) => Single::Shutdown,
+        }
     }
 
     /// As [`Cpu::step`], by the instruction's translation where there is a translator and a translation.

@@ -8,7 +8,7 @@ use iced_x86::code_asm::{
 use super::board::{LEVEL, MMIO, PATTERN, REPORT};
 use super::code::Guest as Code;
 use super::guests::{halt, report_bytes, reporting_handler, start_second_at};
-use super::{End, Guest, IDT, SCRATCH};
+use super::{End, Guest, IDT, IN_SERVICE, SCRATCH};
 
 /// Every guest of this file.
 pub const ALL: &[Guest] = &[
@@ -48,6 +48,7 @@ pub const ALL: &[Guest] = &[
         expected: &[0x51, 0xe0, 0x51, 0x51, 0xe0, 0x51],
         end: End::Finished,
     },
+    Guest { name: IN_SERVICE, vcpus: 1, build: in_service, expected: &[0x52, 1, 0], end: End::Finished },
     Guest { name: "an NMI by IPI", vcpus: 1, build: nmi, expected: &[2], end: End::Finished },
     Guest { name: "breakpoint", vcpus: 1, build: breakpoint, expected: &[3, 1], end: End::Finished },
     Guest { name: "a bad MSR value", vcpus: 1, build: bad_msr_value, expected: &[13, 0], end: End::Finished },
@@ -147,6 +148,32 @@ fn level_again(g: &mut Code) -> Result<(), IcedError> {
     g.mov(edx, u32::from(LEVEL))?;
     g.mov(al, 0x51)?;
     g.out(dx, al)?;
+    g.sti()?;
+    g.linger()?;
+    g.end()
+}
+
+/// Reports the bit of vector 0x52 in the local APIC's in-service register, before and after the end.
+fn in_service(g: &mut Code) -> Result<(), IcedError> {
+    let (mut handler, mut over) = (g.create_label(), g.create_label());
+    let report_in_service = |g: &mut Code| {
+        g.mov(eax, 0xfee0_0120u32)?;
+        g.mov(eax, dword_ptr(rax))?;
+        g.shr(eax, 0x52 % 32)?;
+        g.and(eax, 1)?;
+        g.report_al()
+    };
+    g.jmp(over)?;
+    g.set_label(&mut handler)?;
+    g.report(0x52)?;
+    report_in_service(g)?;
+    g.apic_eoi()?;
+    report_in_service(g)?;
+    g.iretq()?;
+    g.set_label(&mut over)?;
+    g.set_gate(0x52, handler)?;
+    g.apic_on()?;
+    g.send_msi(0x4052)?;
     g.sti()?;
     g.linger()?;
     g.end()

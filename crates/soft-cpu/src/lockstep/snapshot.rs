@@ -91,6 +91,7 @@ impl Snapshot {
             code_stores,
             fetch: _,
             jumps: _,
+            forgot_translations: _,
             stores: _,
         } = core;
         Self {

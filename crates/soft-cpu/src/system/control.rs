@@ -13,7 +13,7 @@ use crate::mmu::{Access, PHYSICAL_BITS};
 use crate::op::Op;
 
 /// The CR4 bits that CPUID offers.
-const CR4_OFFERED: u64 = cr4::TSD
+pub const CR4_OFFERED: u64 = cr4::TSD
     | cr4::DE
     | cr4::PSE
     | cr4::PAE

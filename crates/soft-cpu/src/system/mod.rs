@@ -15,6 +15,7 @@ mod tables;
 #[cfg(test)]
 mod tests;
 
+pub use control::CR4_OFFERED;
 use iced_x86::Instruction;
 use x86::exception;
 
