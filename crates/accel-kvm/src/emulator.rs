@@ -27,6 +27,8 @@ use crate::userspace_apic::Access;
 use crate::vm::{Controllers, VmShared};
 use crate::{cpuid, host};
 
+/// Privilege level 3.
+const USER: u8 = 3;
 /// Length of the register pages of a local APIC and an IOAPIC.
 const PAGE: u64 = 0x1000;
 /// The kernel's IOAPIC.
@@ -187,7 +189,7 @@ impl Emulator {
         })
     }
 
-    /// Executes the next instruction of the vCPU, which KVM has just refused.
+    /// Executes the next instruction of the vCPU, which KVM has just refused. What cannot be executed here either raises #UD in user mode, as KVM itself has it: a program does not end the machine.
     ///
     /// # Errors
     /// [`AccelError::Host`] when KVM does not give or take the processor's state.
@@ -198,6 +200,24 @@ impl Emulator {
         io: &Arc<dyn CpuIo>,
     ) -> Result<Emulated, AccelError> {
         let (before, _) = state::save_processor(fd, features)?;
+        match self.execute_from(&before, fd, features, io)? {
+            Emulated::Refused(why) if before.ss.dpl() == USER => {
+                debug!(vcpu = self.index, "#UD for an instruction of user mode that KVM refuses: {why}");
+                state::queue_invalid_opcode(fd)?;
+                Ok(Emulated::Done)
+            }
+            other => Ok(other),
+        }
+    }
+
+    /// The same, from this state.
+    fn execute_from(
+        &mut self,
+        before: &CpuState,
+        fd: &VcpuFd,
+        features: &Features,
+        io: &Arc<dyn CpuIo>,
+    ) -> Result<Emulated, AccelError> {
         if before.cr4 & !CR4_UNDERSTOOD != 0 {
             return Ok(Emulated::Refused("the guest has switched on in CR4 what the software CPU does not have"));
         }
@@ -213,7 +233,7 @@ impl Emulator {
             cr8: before.cr8,
             lacking: Arc::clone(&lacking),
         });
-        core.load_state(&before);
+        core.load_state(before);
         core.forgot_translations = false;
         let result = self.cpu.run_one();
         let core = &self.cpu.core;
@@ -228,9 +248,9 @@ impl Emulator {
         }
         let after = CpuState { cr8: before.cr8, apic_base: before.apic_base, ..core.save_state() };
         if core.forgot_translations {
-            state::forget_translations(fd, &before)?;
+            state::forget_translations(fd, before)?;
         }
-        state::load_changes(fd, features, &before, &after)?;
+        state::load_changes(fd, features, before, &after)?;
         Ok(Emulated::Done)
     }
 }

@@ -13,7 +13,9 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VcpuFd;
 use tracing::debug;
-use x86::{Activity, CpuState, DescriptorTable, InterruptShadow, LocalApicState, Segment, XSAVE_SIZE, cr4, msr};
+use x86::{
+    Activity, CpuState, DescriptorTable, InterruptShadow, LocalApicState, Segment, XSAVE_SIZE, cr4, exception, msr,
+};
 
 use crate::{host, local_apic};
 
@@ -239,6 +241,15 @@ fn shadow_to(shadow: InterruptShadow) -> u8 {
         InterruptShadow::Sti => KVM_X86_SHADOW_INT_STI as u8,
         InterruptShadow::MovSs => KVM_X86_SHADOW_INT_MOV_SS as u8,
     }
+}
+
+/// Raises #UD at the next instruction.
+pub(crate) fn queue_invalid_opcode(fd: &VcpuFd) -> Result<(), AccelError> {
+    let mut events = fd.get_vcpu_events().map_err(host("KVM_GET_VCPU_EVENTS"))?;
+    (events.exception.injected, events.exception.nr, events.exception.has_error_code) = (1, exception::UD, 0);
+    // What has a flag stays as it is.
+    events.flags = 0;
+    fd.set_vcpu_events(&events).map_err(host("KVM_SET_VCPU_EVENTS"))
 }
 
 /// Reads MSRs; those that the host's KVM does not have are left out.

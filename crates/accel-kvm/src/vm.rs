@@ -14,8 +14,9 @@ use accel::{AccelError, Irqchip, Irqfd, Vcpu, Vm, VmConfig};
 use chipset::lapic::{DeliveryMode, Destination, InterruptMessage, TriggerMode};
 use guest_memory::GuestMemory;
 use kvm_bindings::{
-    KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_MAX_CPUID_ENTRIES, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK,
-    KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap, kvm_msi, kvm_userspace_memory_region,
+    KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_MAX_CPUID_ENTRIES,
+    KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap, kvm_msi,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
 use tracing::debug;
@@ -115,6 +116,7 @@ impl KvmVm {
         };
         // KVM_X86_QUIRK_LINT0_REENABLED stays: LINT0 of the bootstrap processor takes the PIC's interrupts from the start, as on the software CPU and as
         // firmware would leave it, of which there is none here.
+        exit_on_refusals(&fd);
         let kernel_apic = irqchip != KernelIrqchip::Off;
         let long_ids = kernel_apic && enable_x2apic_ids(&fd);
         let supported_cpuid =
@@ -144,6 +146,14 @@ impl KvmVm {
         if let Err(error) = self.shared.fd.signal_msi(msi) {
             debug!("KVM refuses the MSI {data:#x} to {address:#x}: {error}");
         }
+    }
+}
+
+/// Lets KVM_RUN end where KVM refuses an instruction of user mode too, so that [`crate::emulator`] can execute it. Otherwise, as before Linux 5.14, KVM raises #UD there by itself.
+fn exit_on_refusals(fd: &VmFd) {
+    let exit = kvm_enable_cap { cap: KVM_CAP_EXIT_ON_EMULATION_FAILURE, args: [1, 0, 0, 0], ..Default::default() };
+    if let Err(error) = fd.enable_cap(&exit) {
+        debug!("KVM_CAP_EXIT_ON_EMULATION_FAILURE is not there: {error}");
     }
 }
 

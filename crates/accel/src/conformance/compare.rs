@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use vm_memory::{Bytes, GuestAddress};
 use x86::{CpuState, msr};
 
-use super::{End, Guest, IN_SERVICE, RAM, Report, STACK, without_ends};
+use super::{End, Guest, RAM, Report, STACK, without_ends};
 
 /// MSRs that may differ: what they hold after RESET is the processor model's, and no guest here writes them.
 const MODEL_SPECIFIC: &[u32] =
@@ -53,7 +53,7 @@ const MASKS: &[Mask] = &[
     Mask { guest: "code written by the other vCPU is executed", gprs: &[1, 2, 3], memory: &[], flags: 0, apic: &[] },
     stack_of("the higher vector comes first"),
     stack_of("a level interrupt comes again until its wire is low"),
-    stack_of(IN_SERVICE),
+    stack_of("an interrupt is in service until its end"),
     stack_of("an NMI by IPI"),
     stack_of("a level interrupt's EOI is broadcast"),
     stack_of("an interrupt waits for STI and its shadow"),

@@ -8,7 +8,7 @@ use iced_x86::code_asm::{
 use super::board::{LEVEL, MMIO, PATTERN, REPORT};
 use super::code::Guest as Code;
 use super::guests::{halt, report_bytes, reporting_handler, start_second_at};
-use super::{End, Guest, IDT, IN_SERVICE, SCRATCH};
+use super::{End, Guest, IDT, SCRATCH};
 
 /// Every guest of this file.
 pub const ALL: &[Guest] = &[
@@ -48,7 +48,13 @@ pub const ALL: &[Guest] = &[
         expected: &[0x51, 0xe0, 0x51, 0x51, 0xe0, 0x51],
         end: End::Finished,
     },
-    Guest { name: IN_SERVICE, vcpus: 1, build: in_service, expected: &[0x52, 1, 0], end: End::Finished },
+    Guest {
+        name: "an interrupt is in service until its end",
+        vcpus: 1,
+        build: in_service,
+        expected: &[0x52, 1, 0],
+        end: End::Finished,
+    },
     Guest { name: "an NMI by IPI", vcpus: 1, build: nmi, expected: &[2], end: End::Finished },
     Guest { name: "breakpoint", vcpus: 1, build: breakpoint, expected: &[3, 1], end: End::Finished },
     Guest { name: "a bad MSR value", vcpus: 1, build: bad_msr_value, expected: &[13, 0], end: End::Finished },
