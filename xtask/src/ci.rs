@@ -9,6 +9,7 @@ use crate::boot_test;
 use crate::command::{self, shown};
 use crate::error::{self, Error, FileContext, Result};
 use crate::fuzz;
+use crate::kvm_test;
 use crate::paths::{Paths, cargo};
 use crate::verifier;
 use crate::vsock_test;
@@ -30,7 +31,8 @@ const REPEATED_BOOTS: [(&str, NonZeroU32, Option<NonZeroU32>); 2] =
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// Also compare our EIF reader with AWS's own crate, fuzz every parser for a minute, have an
-    /// independent verifier judge attestation documents, boot both kernels in lockstep, and the small one again and again
+    /// independent verifier judge attestation documents, boot both kernels in lockstep, and the small one again and again,
+    /// also on KVM with every choice of interrupt controllers
     #[arg(long)]
     long: bool,
     /// Leave the boots out, for machines on which no guest kernel can be had
@@ -74,6 +76,7 @@ pub(crate) fn run(arguments: &Arguments, paths: &Paths) -> Result<()> {
     if !arguments.no_boot {
         let traffic = vsock_test::Arguments::all(arguments.long);
         steps.push(step("vsock-test", || vsock_test::run(&traffic, paths)));
+        steps.push(step("kvm-test", || kvm_test::run(&kvm_test::Arguments::of(arguments.long), paths)));
         steps.push(step("boot-test", || boot_test::run(&boot_test::Arguments::whole_matrix(), paths)));
     }
     if arguments.long && !arguments.no_boot {

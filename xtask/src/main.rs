@@ -14,6 +14,7 @@ mod guest;
 mod guest_target;
 mod image;
 mod initramfs;
+mod kvm_test;
 mod launch;
 mod parent;
 mod paths;
@@ -47,6 +48,8 @@ enum Task {
     Demo(demo::Arguments),
     /// Boot every kernel on every machine and check what the guests saw
     BootTest(boot_test::Arguments),
+    /// Boot the small kernel, without programs, on this host's KVM, also one that only emulates
+    KvmTest(kvm_test::Arguments),
     /// Check format, lints, tests and boots, and report all failures at once
     Ci(ci::Arguments),
     /// Measure our boots and QEMU's side by side
@@ -77,6 +80,7 @@ fn run(task: &Task) -> Result<()> {
         Task::Guest(arguments) => guest::run(arguments, &paths),
         Task::Demo(arguments) => demo::run(arguments, &paths),
         Task::BootTest(arguments) => boot_test::run(arguments, &paths),
+        Task::KvmTest(arguments) => kvm_test::run(arguments, &paths),
         Task::Ci(arguments) => ci::run(arguments, &paths),
         Task::Bench(arguments) => bench::run(arguments, &paths),
         Task::Fuzz(arguments) => fuzz::run(arguments, &paths),

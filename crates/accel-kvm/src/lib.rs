@@ -6,6 +6,8 @@
 //!
 //! A store to a device's notification register can signal an event, and an event can interrupt ([`irqfd`], with *split*), both without this process.
 //!
+//! An instruction that KVM's own emulator refuses is executed by the software CPU ([`emulator`]).
+//!
 //! Deliberately missing: dirty logging, SMM, and nested virtualization.
 //!
 //! The crate is for x86-64 hosts, as its `kvm-bindings` structures are.

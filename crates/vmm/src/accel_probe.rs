@@ -107,7 +107,7 @@ pub fn choose(choice: AccelChoice, facts: &HostFacts) -> Result<Chosen, NoKvm> {
             let warning = match (facts.virtualization(), facts.device_trouble()) {
                 (Some(_), _) => None,
                 (None, None) => Some(
-                    "this host's processor shows neither VMX nor SVM: its KVM emulates, is slow, and boots no Linux; --accel soft runs everything"
+                    "this host's processor shows neither VMX nor SVM: its KVM emulates, is slow, and may run a kernel but no programs; --accel soft runs everything"
                         .to_owned(),
                 ),
                 (None, Some(device)) => return Err(NoKvm { against: NO_EXTENSION.to_owned(), device }),
