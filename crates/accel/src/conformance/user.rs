@@ -32,8 +32,8 @@ pub const ALL: &[Guest] = &[
 /// Selectors of the larger table of descriptors: SYSCALL and SYSRET want them in this order.
 const KERNEL_CODE: u64 = 0x08;
 const USER_BASE: u64 = 0x18;
-const USER_DATA: u64 = USER_BASE + 8 | 3;
-const USER_CODE: u64 = USER_BASE + 16 | 3;
+const USER_DATA: u64 = (USER_BASE + 8) | 3;
+const USER_CODE: u64 = (USER_BASE + 16) | 3;
 const TASK: u64 = 0x30;
 /// The task state segment, of which RSP0 alone is used.
 const TASK_STATE: u64 = SCRATCH + 0x400;
