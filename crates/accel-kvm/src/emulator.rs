@@ -241,7 +241,9 @@ impl Emulator {
             return Ok(Emulated::Refused(what));
         }
         match result {
-            Single::Undefined => return Ok(Emulated::Refused("it does not know the instruction")),
+            Single::Undefined => {
+                return Ok(Emulated::Refused("it knows no such instruction, or not all of it is in RAM"));
+            }
             Single::Shutdown => return Ok(Emulated::Shutdown),
             Single::Done if core.halted => return Ok(Emulated::Refused("it halts the processor")),
             Single::Done => {}

@@ -195,12 +195,17 @@ fn page_fault(g: &mut Code) -> Result<(), IcedError> {
     g.mov(rax, 0x40_0000_0000u64)?;
     g.mov(qword_ptr(rax), rax)?;
     g.set_label(&mut handler)?;
+    report_page_fault(g)?;
+    g.end()
+}
+
+/// In the handler of a page fault: reports its error code, and bits 32 to 39 of its address. Clobbers RAX.
+pub(super) fn report_page_fault(g: &mut Code) -> Result<(), IcedError> {
     g.pop(rax)?;
     g.report_al()?;
     g.mov(rax, iced_x86::code_asm::cr2)?;
     g.shr(rax, 32)?;
-    g.report_al()?;
-    g.end()
+    g.report_al()
 }
 
 fn general_protection(g: &mut Code) -> Result<(), IcedError> {

@@ -9,7 +9,7 @@ use x86::{msr, rflags};
 
 use super::board::MMIO;
 use super::code::Guest as Code;
-use super::guests::report_bytes;
+use super::guests::{report_bytes, report_page_fault};
 use super::{End, Guest, PDPT, SCRATCH};
 
 /// Every guest of this file.
@@ -124,11 +124,7 @@ fn vector_fault(g: &mut Code) -> Result<(), IcedError> {
     g.paddd(xmm0, xmmword_ptr(rdi))?;
     g.set_label(&mut handler)?;
     g.report(14)?;
-    g.pop(rax)?;
-    g.report_al()?;
-    g.mov(rax, iced_x86::code_asm::cr2)?;
-    g.shr(rax, 32)?;
-    g.report_al()?;
+    report_page_fault(g)?;
     g.end()
 }
 
