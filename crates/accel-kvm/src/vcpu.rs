@@ -345,3 +345,70 @@ impl Kicker for KvmKicker {
         self.0.kick();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Mutex, OnceLock};
+
+    use accel::VmConfig;
+    use kvm_ioctls::Kvm;
+    use vm_memory::{Bytes, GuestAddress};
+    use x86::{Segment, exception, gpr};
+
+    use super::*;
+    use crate::KernelIrqchip;
+    use crate::vm::KvmVm;
+
+    /// Notes what is written to ports, and ends the run with it.
+    #[derive(Default)]
+    struct Board {
+        written: Mutex<Vec<u8>>,
+        kicker: OnceLock<Arc<dyn Kicker>>,
+    }
+
+    impl CpuIo for Board {
+        fn pio_read(&self, _: u16, _: &mut [u8]) {}
+        fn pio_write(&self, _: u16, data: &[u8]) {
+            self.written.lock().unwrap().extend_from_slice(data);
+            self.kicker.get().unwrap().kick();
+        }
+        fn mmio_read(&self, _: u64, _: &mut [u8]) {}
+        fn mmio_write(&self, _: u64, _: &[u8]) {}
+        fn ack_pic(&self) -> Option<u8> {
+            None
+        }
+        fn eoi(&self, _: u8) {}
+    }
+
+    #[test]
+    fn an_invalid_opcode_that_is_raised_by_hand_is_delivered() {
+        let Ok(kvm) = Kvm::new() else {
+            println!("skipped: /dev/kvm cannot be opened");
+            return;
+        };
+        const CODE: u16 = 0x1000;
+        const HANDLER: u16 = 0x2000;
+        const STACK: u16 = 0x8000;
+        let memory = guest_memory::allocate(&[(0, 1 << 20)]).unwrap();
+        // jmp to itself; mov al, 0x55; out 0xe9, al; jmp to itself. A vector of real mode is an offset and a segment.
+        memory.write_slice(&[0xeb, 0xfe], GuestAddress(CODE.into())).unwrap();
+        memory.write_slice(&[0xb0, 0x55, 0xe6, 0xe9, 0xeb, 0xfe], GuestAddress(HANDLER.into())).unwrap();
+        memory.write_obj(u32::from(HANDLER), GuestAddress(u64::from(exception::UD) * 4)).unwrap();
+        let vm = KvmVm::new(&kvm, KernelIrqchip::Split, &VmConfig { vcpus: 1, memory: memory.clone() }).unwrap();
+        let mut vcpu = vm.make_vcpu(0).unwrap();
+        let mut state = CpuState::reset(true);
+        state.cs = Segment::real_mode(0);
+        state.cs.attributes |= Segment::CODE;
+        state.rip = CODE.into();
+        state.gprs[gpr::RSP] = STACK.into();
+        vcpu.set_state(&state).unwrap();
+        state::queue_invalid_opcode(&vcpu.fd).unwrap();
+        let board = Arc::new(Board::default());
+        assert!(board.kicker.set(vcpu.kicker()).is_ok());
+        let io: Arc<dyn CpuIo> = board.clone();
+        assert_eq!(vcpu.run(&io).unwrap(), VcpuExit::Kicked);
+        assert_eq!(*board.written.lock().unwrap(), [0x55]);
+        let pushed: u16 = memory.read_obj(GuestAddress(u64::from(STACK) - 6)).unwrap();
+        assert_eq!(pushed, CODE, "it is raised at the instruction");
+    }
+}

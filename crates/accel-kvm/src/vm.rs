@@ -147,6 +147,20 @@ impl KvmVm {
             debug!("KVM refuses the MSI {data:#x} to {address:#x}: {error}");
         }
     }
+
+    /// Takes vCPU `id` out.
+    pub(crate) fn make_vcpu(&self, id: u32) -> Result<KvmVcpu, AccelError> {
+        let taken = self.taken.get(id as usize).ok_or(AccelError::NoSuchVcpu { id })?;
+        if taken.swap(true, Ordering::SeqCst) {
+            return Err(AccelError::NoSuchVcpu { id });
+        }
+        let fd = self.shared.fd.create_vcpu(id.into()).map_err(host("KVM_CREATE_VCPU"))?;
+        let place = Place { id, tsc_khz: fd.get_tsc_khz().unwrap_or(0), ..self.place };
+        fd.set_cpuid2(&cpuid::to_kvm(&self.supported_cpuid, place)?).map_err(host("KVM_SET_CPUID2"))?;
+        let xcrs = self.shared.fd.check_extension(Cap::Xcrs);
+        let signature = self.supported_cpuid.get(1, 0).eax;
+        KvmVcpu::new(Arc::clone(&self.shared), id, fd, xcrs, self.page_size, signature)
+    }
 }
 
 /// Lets KVM_RUN end where KVM refuses an instruction of user mode too, so that [`crate::emulator`] can execute it. Otherwise, as before Linux 5.14, KVM raises #UD there by itself.
@@ -166,16 +180,7 @@ fn enable_x2apic_ids(fd: &VmFd) -> bool {
 
 impl Vm for KvmVm {
     fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>, AccelError> {
-        let taken = self.taken.get(id as usize).ok_or(AccelError::NoSuchVcpu { id })?;
-        if taken.swap(true, Ordering::SeqCst) {
-            return Err(AccelError::NoSuchVcpu { id });
-        }
-        let fd = self.shared.fd.create_vcpu(id.into()).map_err(host("KVM_CREATE_VCPU"))?;
-        let place = Place { id, tsc_khz: fd.get_tsc_khz().unwrap_or(0), ..self.place };
-        fd.set_cpuid2(&cpuid::to_kvm(&self.supported_cpuid, place)?).map_err(host("KVM_SET_CPUID2"))?;
-        let xcrs = self.shared.fd.check_extension(Cap::Xcrs);
-        let signature = self.supported_cpuid.get(1, 0).eax;
-        Ok(Box::new(KvmVcpu::new(Arc::clone(&self.shared), id, fd, xcrs, self.page_size, signature)?))
+        Ok(Box::new(self.make_vcpu(id)?))
     }
 
     fn signal_msi(&self, address: u64, data: u32) {
