@@ -382,10 +382,7 @@ impl Stand<'_> {
 /// Whether translated code was forgotten as often as its little room asks for.
 fn evicted(run: &Run) -> std::result::Result<(), String> {
     const LEAST: u64 = 4;
-    let count = |line: &supervise::Line| {
-        line.text.strip_prefix("vmm: stats: code cache flushes")?.split_whitespace().next()?.parse().ok()
-    };
-    match run.errors.iter().find_map(count) {
+    match run.statistics("code cache flushes").next() {
         Some(LEAST..) => Ok(()),
         Some(flushes) => Err(format!("the code cache was flushed {flushes} times, expected at least {LEAST}")),
         None => Err("the launcher did not say how often the code cache was flushed".to_owned()),

@@ -85,15 +85,7 @@ pub(crate) fn run(arguments: &Arguments, paths: &Paths) -> Result<()> {
 
 /// The instructions that the software CPU executed because KVM refused to, all processors together.
 fn refused(run: &Run) -> Option<u64> {
-    let counts = run.errors.iter().filter_map(|line| {
-        line.text
-            .strip_prefix("vmm: stats: instructions that KVM refused")?
-            .split_whitespace()
-            .next()?
-            .parse::<u64>()
-            .ok()
-    });
-    counts.reduce(|sum, count| sum + count)
+    run.statistics("instructions that KVM refused").reduce(|sum, count| sum + count)
 }
 
 /// What is wrong with a boot, each in a sentence.

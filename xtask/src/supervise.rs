@@ -63,6 +63,13 @@ pub(crate) struct Run {
 }
 
 impl Run {
+    /// What `--stats` counted under this name, once for each vCPU that has it.
+    pub(crate) fn statistics(&self, name: &str) -> impl Iterator<Item = u64> {
+        self.errors.iter().filter_map(move |line| {
+            line.text.strip_prefix("vmm: stats: ")?.strip_prefix(name)?.split_whitespace().next()?.parse().ok()
+        })
+    }
+
     /// The last line that says anything on standard error.
     pub(crate) fn last_words(&self) -> Option<&str> {
         self.errors.iter().rev().map(|line| line.text.trim()).find(|text| !text.is_empty())

@@ -10,6 +10,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use accel::{AccelError, CpuIo};
+use chipset::ioapic;
+use chipset::lapic::register_offset;
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_ioctls::VcpuFd;
 use soft_cpu::CR4_OFFERED;
@@ -20,7 +22,7 @@ use soft_cpu::run::{Cpu, Single};
 use soft_cpu::smp::CpuLink;
 use tracing::debug;
 use x86::cpuid::{CpuidResult, CpuidTable};
-use x86::{CpuState, cr4, msr};
+use x86::{CpuState, cr4};
 
 use crate::state::{self, Features};
 use crate::userspace_apic::Access;
@@ -29,8 +31,6 @@ use crate::{cpuid, host};
 
 /// Privilege level 3.
 const USER: u8 = 3;
-/// Length of the register pages of a local APIC and an IOAPIC.
-const PAGE: u64 = 0x1000;
 /// The kernel's IOAPIC.
 const IOAPIC: u64 = 0xfec0_0000;
 
@@ -60,7 +60,7 @@ struct Surroundings {
     index: usize,
     io: Arc<dyn CpuIo>,
     cpuid: Arc<CpuidTable>,
-    /// The page of a local APIC that is the kernel's.
+    /// IA32_APIC_BASE of a local APIC that is the kernel's.
     kernel_apic: Option<u64>,
     tsc: u64,
     cr8: u64,
@@ -74,8 +74,10 @@ impl Surroundings {
 
     /// Whether a register of the kernel's interrupt controllers is there.
     fn is_the_kernels(&self, address: u64) -> bool {
-        let ioapic = matches!(self.shared.controllers, Controllers::Kernel(_)).then_some(IOAPIC);
-        let found = [self.kernel_apic, ioapic].into_iter().flatten().any(|page| (page..page + PAGE).contains(&address));
+        let in_apic = self.kernel_apic.is_some_and(|base| register_offset(base, address).is_some());
+        let in_ioapic = matches!(self.shared.controllers, Controllers::Kernel(_))
+            && (IOAPIC..IOAPIC + ioapic::MMIO_LEN).contains(&address);
+        let found = in_apic || in_ioapic;
         if found {
             self.lacks("it reaches an interrupt controller of the kernel's");
         }
@@ -228,7 +230,7 @@ impl Emulator {
             index: self.index,
             io: Arc::clone(io),
             cpuid: Arc::clone(&self.cpuid),
-            kernel_apic: features.kernel_apic.then(|| apic_page(before.apic_base)).flatten(),
+            kernel_apic: features.kernel_apic.then_some(before.apic_base),
             tsc: before.tsc,
             cr8: before.cr8,
             lacking: Arc::clone(&lacking),
@@ -255,10 +257,4 @@ impl Emulator {
         state::load_changes(fd, features, before, &after)?;
         Ok(Emulated::Done)
     }
-}
-
-/// The page of a local APIC with this IA32_APIC_BASE, where it has one.
-fn apic_page(apic_base: u64) -> Option<u64> {
-    let in_memory = apic_base & (msr::apic_base::ENABLE | msr::apic_base::X2APIC) == msr::apic_base::ENABLE;
-    in_memory.then_some(apic_base & !0xfff)
 }

@@ -20,9 +20,10 @@ pub(crate) fn reason(exit: &Exit) -> Option<String> {
     Some(match *exit {
         Exit::InternalError { suberror, data } => {
             let (name, meaning) = match suberror {
-                KVM_INTERNAL_ERROR_EMULATION => {
-                    ("emulation failure", "the guest executed an instruction that KVM had to emulate and cannot")
-                }
+                KVM_INTERNAL_ERROR_EMULATION => (
+                    "emulation failure",
+                    "the guest executed an instruction that KVM had to emulate and cannot (accel = soft does without KVM)",
+                ),
                 KVM_INTERNAL_ERROR_SIMUL_EX => (
                     "simultaneous exceptions",
                     "an exception arose while another was being delivered; the guest's descriptor tables are probably damaged",
@@ -140,7 +141,7 @@ mod tests {
     fn a_failed_emulation_is_named_and_explained() {
         let text = reason(&Exit::InternalError { suberror: 1, data: [0; 4] }).unwrap();
         assert!(text.contains("suberror 1 (emulation failure)"), "{text}");
-        assert!(text.contains("had to emulate and cannot"), "{text}");
+        assert!(text.contains("accel = soft"), "{text}");
     }
 
     #[test]

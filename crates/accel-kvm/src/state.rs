@@ -209,16 +209,22 @@ pub(crate) struct Features {
     pub(crate) msrs: Vec<u32>,
 }
 
+/// Changes what is under way. What has a flag that is not among `flags` stays as it is: an NMI may have come meanwhile.
+fn change_events(fd: &VcpuFd, flags: u32, change: impl FnOnce(&mut kvm_vcpu_events)) -> Result<(), AccelError> {
+    let mut events = fd.get_vcpu_events().map_err(host("KVM_GET_VCPU_EVENTS"))?;
+    change(&mut events);
+    events.flags = flags;
+    fd.set_vcpu_events(&events).map_err(host("KVM_SET_VCPU_EVENTS"))
+}
+
 /// Gives the processor an interrupt that the PIC's acknowledge cycle named, which it can take now.
 ///
 /// DEVNOTE: KVM_INTERRUPT is the obvious call. With the kernel's local APIC it leaves the vector where no call can read it until the next entry, and a kick before that would lose it; as an
 /// event under way it is seen by KVM_GET_VCPU_EVENTS, and a halted vCPU has to be woken by hand.
 pub(crate) fn queue_interrupt(fd: &VcpuFd, vector: u8) -> Result<(), AccelError> {
-    let mut events = fd.get_vcpu_events().map_err(host("KVM_GET_VCPU_EVENTS"))?;
-    (events.interrupt.injected, events.interrupt.nr, events.interrupt.soft) = (1, vector, 0);
-    // What has a flag stays as it is: an NMI may have come meanwhile.
-    events.flags = 0;
-    fd.set_vcpu_events(&events).map_err(host("KVM_SET_VCPU_EVENTS"))?;
+    change_events(fd, 0, |events| {
+        (events.interrupt.injected, events.interrupt.nr, events.interrupt.soft) = (1, vector, 0);
+    })?;
     let mp_state = fd.get_mp_state().map_err(host("KVM_GET_MP_STATE"))?.mp_state;
     if mp_state == KVM_MP_STATE_HALTED {
         fd.set_mp_state(kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE }).map_err(host("KVM_SET_MP_STATE"))?;
@@ -245,11 +251,9 @@ fn shadow_to(shadow: InterruptShadow) -> u8 {
 
 /// Raises #UD at the next instruction.
 pub(crate) fn queue_invalid_opcode(fd: &VcpuFd) -> Result<(), AccelError> {
-    let mut events = fd.get_vcpu_events().map_err(host("KVM_GET_VCPU_EVENTS"))?;
-    (events.exception.injected, events.exception.nr, events.exception.has_error_code) = (1, exception::UD, 0);
-    // What has a flag stays as it is.
-    events.flags = 0;
-    fd.set_vcpu_events(&events).map_err(host("KVM_SET_VCPU_EVENTS"))
+    change_events(fd, 0, |events| {
+        (events.exception.injected, events.exception.nr, events.exception.has_error_code) = (1, exception::UD, 0);
+    })
 }
 
 /// Reads MSRs; those that the host's KVM does not have are left out.
@@ -367,12 +371,10 @@ pub(crate) fn load_changes(
     write_msrs(fd, &changed)?;
     let flow = |state: &CpuState| (state.interrupt_shadow, state.nmi_blocked);
     if flow(after) != flow(before) {
-        let mut events = fd.get_vcpu_events().map_err(host("KVM_GET_VCPU_EVENTS"))?;
-        // What has another flag stays as it is: an NMI may have come meanwhile.
-        events.flags = KVM_VCPUEVENT_VALID_SHADOW;
-        events.interrupt.shadow = shadow_to(after.interrupt_shadow);
-        events.nmi.masked = after.nmi_blocked.into();
-        fd.set_vcpu_events(&events).map_err(host("KVM_SET_VCPU_EVENTS"))?;
+        change_events(fd, KVM_VCPUEVENT_VALID_SHADOW, |events| {
+            events.interrupt.shadow = shadow_to(after.interrupt_shadow);
+            events.nmi.masked = after.nmi_blocked.into();
+        })?;
     }
     Ok(())
 }

@@ -16,8 +16,6 @@ use crate::mailbox::Mailbox;
 
 /// Width of physical addresses that IA32_APIC_BASE allows; KVM checks the guest's value against the real one.
 const PHYSICAL_ADDRESS_BITS: u8 = 52;
-/// Length of a local APIC's register page.
-const PAGE: u64 = 0x1000;
 
 /// An access to memory that is not RAM.
 pub(crate) enum Access<'a> {
@@ -153,18 +151,12 @@ impl UserspaceApics {
         (0..self.mailboxes.len()).for_each(|index| self.lock(index).reset());
     }
 
-    /// The offset of `address` in the page of vCPU `index`'s local APIC, if it is there.
-    fn offset(&self, index: usize, address: u64) -> Option<u64> {
-        let base = self.lock(index).mmio_base()?;
-        Some(address.wrapping_sub(base)).filter(|&offset| offset < PAGE)
-    }
-
     /// Serves vCPU `index`'s access to the page of its local APIC; whether `address` lies there.
     pub(crate) fn access(&self, index: usize, address: u64, access: Access, io: &dyn CpuIo) -> bool {
-        let Some(offset) = self.offset(index, address) else { return false };
         let now = self.now_ns();
         let action = {
             let mut lapic = self.lock(index);
+            let Some(offset) = lapic.mmio_offset(address) else { return false };
             match access {
                 Access::Write(data) => lapic.mmio_write(offset, data, now),
                 Access::Read(data) => {
@@ -239,8 +231,8 @@ mod tests {
     #[test]
     fn only_addresses_of_the_page_are_the_local_apics() {
         let (apics, _) = two();
-        assert_eq!(apics.offset(0, 0xfee0_0020), Some(0x20));
-        assert_eq!(apics.offset(0, 0xfee0_1000), None);
-        assert_eq!(apics.offset(0, 0xfedf_ffff), None);
+        assert_eq!(apics.lock(0).mmio_offset(0xfee0_0020), Some(0x20));
+        assert_eq!(apics.lock(0).mmio_offset(0xfee0_1000), None);
+        assert_eq!(apics.lock(0).mmio_offset(0xfedf_ffff), None);
     }
 }

@@ -173,9 +173,7 @@ impl KvmVcpu {
                 io.eoi(vector);
             }
             Exit::Halt | Exit::Resume => {}
-            Exit::Shutdown => {
-                return Ok(Some(self.shut_down()));
-            }
+            Exit::Shutdown => return Ok(Some(self.shut_down())),
             Exit::InternalError { suberror: KVM_INTERNAL_ERROR_EMULATION, .. } => return self.emulate(io, &exit),
             Exit::FailEntry(_) | Exit::UnknownHardware(_) | Exit::InternalError { .. } | Exit::Unexpected(_) => {
                 return Err(self.stuck(report::reason(&exit).unwrap_or_default()));
@@ -186,13 +184,11 @@ impl KvmVcpu {
 
     /// Has the instruction executed that KVM refuses to, and says so with `exit`.
     fn emulate(&mut self, io: &Arc<dyn CpuIo>, exit: &Exit) -> Result<Option<VcpuExit>, AccelError> {
-        let mut emulator = match self.emulator.take() {
+        let emulator = match &mut self.emulator {
             Some(emulator) => emulator,
-            None => Box::new(Emulator::new(&self.shared, self.id, &self.fd)?),
+            none => none.insert(Box::new(Emulator::new(&self.shared, self.id, &self.fd)?)),
         };
-        let result = emulator.execute(&self.fd, &self.features, io);
-        self.emulator = Some(emulator);
-        match result? {
+        match emulator.execute(&self.fd, &self.features, io)? {
             Emulated::Done => {
                 self.counters.emulated += 1;
                 Ok(None)
@@ -200,7 +196,7 @@ impl KvmVcpu {
             Emulated::Shutdown => Ok(Some(self.shut_down())),
             Emulated::Refused(why) => {
                 let reason = report::reason(exit).unwrap_or_default();
-                Err(self.stuck(format!("{reason}, and the software CPU cannot execute it in KVM's place: {why}")))
+                Err(self.stuck(format!("{reason}; the software CPU cannot execute it in KVM's place: {why}")))
             }
         }
     }

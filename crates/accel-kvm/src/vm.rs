@@ -114,9 +114,9 @@ impl KvmVm {
             KernelIrqchip::On => Controllers::Kernel(Arc::new(KernelChips::new(Arc::clone(&fd))?)),
             KernelIrqchip::Off => Controllers::Userspace(UserspaceApics::new(mailboxes.clone())?),
         };
+        exit_on_refusals(&fd);
         // KVM_X86_QUIRK_LINT0_REENABLED stays: LINT0 of the bootstrap processor takes the PIC's interrupts from the start, as on the software CPU and as
         // firmware would leave it, of which there is none here.
-        exit_on_refusals(&fd);
         let kernel_apic = irqchip != KernelIrqchip::Off;
         let long_ids = kernel_apic && enable_x2apic_ids(&fd);
         let supported_cpuid =

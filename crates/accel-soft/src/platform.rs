@@ -12,9 +12,6 @@ use x86::msr;
 use crate::pvclock;
 use crate::vm::VmShared;
 
-/// Length of a local APIC's register page.
-const APIC_PAGE: u64 = 0x1000;
-
 /// The world of one vCPU while it runs.
 pub(crate) struct SoftPlatform {
     shared: Arc<VmShared>,
@@ -32,8 +29,7 @@ impl SoftPlatform {
 
     /// The offset of `address` in the local APIC's page, if it is there.
     fn apic_offset(&self, address: u64) -> Option<u64> {
-        let base = self.shared.lapic(self.id).mmio_base()?;
-        Some(address.wrapping_sub(base)).filter(|&offset| offset < APIC_PAGE)
+        self.shared.lapic(self.id).mmio_offset(address)
     }
 
     /// Does what a register write asks of the rest of the machine. The own APIC must not be locked.

@@ -117,8 +117,7 @@ fn mips(report: &Report, work: &str) -> Option<f64> {
 
 /// The count in the launcher's line `vmm: stats: instructions        3000000`, the first of those that begin so.
 fn instructions(run: &Run) -> Option<f64> {
-    let count = run.errors.iter().find_map(|line| line.text.strip_prefix("vmm: stats: instructions "))?;
-    Some(count.split_whitespace().next()?.parse::<f64>().ok()? / 1e6)
+    Some(run.statistics("instructions ").next()? as f64 / 1e6)
 }
 
 #[cfg(test)]

@@ -204,6 +204,16 @@ pub struct Lapic {
     s: LapicState,
 }
 
+/// Guest-physical address of the register page of an APIC with this IA32_APIC_BASE; `None` when it is disabled or in x2APIC mode.
+fn register_page(apic_base: u64) -> Option<u64> {
+    (apic_base & (BASE_EN | BASE_EXTD) == BASE_EN).then_some(apic_base & !0xfff)
+}
+
+/// The offset of guest-physical `address` in the 4 KiB register page of an APIC with this IA32_APIC_BASE; `None` when it is elsewhere, or there is no such page.
+pub fn register_offset(apic_base: u64, address: u64) -> Option<u64> {
+    Some(address.wrapping_sub(register_page(apic_base)?)).filter(|&offset| offset < 0x1000)
+}
+
 impl Lapic {
     /// A local APIC after power-up.
     pub fn new(config: LapicConfig) -> Self {
@@ -245,7 +255,12 @@ impl Lapic {
 
     /// Guest-physical address of the register page; `None` when the APIC is disabled or in x2APIC mode.
     pub fn mmio_base(&self) -> Option<u64> {
-        (self.s.apic_base & (BASE_EN | BASE_EXTD) == BASE_EN).then_some(self.s.apic_base & !0xfff)
+        register_page(self.s.apic_base)
+    }
+
+    /// As [`register_offset`], for this APIC.
+    pub fn mmio_offset(&self, address: u64) -> Option<u64> {
+        register_offset(self.s.apic_base, address)
     }
 
     /// Whether the APIC is enabled in IA32_APIC_BASE. When it is not, CPUID leaf 1 hides the APIC.
